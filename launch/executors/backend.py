@@ -56,11 +56,11 @@ SUBMITTING = {
     "--dry-run": "print the graph and the scripts; submit nothing",
     "--wait": "follow the runs, to the table",
 }
-# Options of a cluster alone, as the parsed ones are called; the first are fields of `Cluster`.
+# Names in `args` of the options for a cluster alone; the first are fields of `Cluster`.
 FIELDS = [option.split()[0][2:].replace("-", "_") for option in JOB if "FILE" not in option]
 SLURM = (*FIELDS, "cluster", "sbatch", "live", "dry_run", "wait")
 LOOK_SECONDS = 10.0  # between two looks at the folders of runs, and at Slurm's queue
-SHOWN = 3  # job ids that are named
+SHOWN = 3  # job ids that are listed
 
 
 class BackendError(ValueError):
@@ -70,16 +70,16 @@ class BackendError(ValueError):
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, parallel: bool = True) -> None:
-    """The options of where runs execute. parallel: whether several may run side by side."""
-    options = {name: what for name, what in HERE.items() if parallel or name != PARALLEL}
+    """Adds the options of where runs execute. parallel: whether several may run side by side."""
+    options = {name: text for name, text in HERE.items() if parallel or name != PARALLEL}
     add_options(parser, options, backend="local")
     group = parser.add_argument_group("on a cluster, with --backend slurm")
     add_options(group, {**JOB, **SUBMITTING})
 
 
 def check(args: argparse.Namespace) -> Cluster | None:
-    """The cluster that the options name; None where runs execute on this machine. From here on the
-    trackers are those that the options name.
+    """The cluster that the options name; None where runs execute on this machine. Sets the trackers
+    to those that the options name.
 
     Raises BackendError where options do not go with the backend, and what `cluster.read` and
     `tracking.choose` raise.
@@ -87,11 +87,11 @@ def check(args: argparse.Namespace) -> Cluster | None:
     from experiments import tracking
 
     tracking.choose(args.track)
-    goes, others = ("slurm", SLURM) if args.backend == "local" else ("local", LOCAL)
-    for name in others:
+    needed, foreign = ("slurm", SLURM) if args.backend == "local" else ("local", LOCAL)
+    for name in foreign:
         if getattr(args, name, None):
             option = f"--{name.replace('_', '-')}"
-            raise BackendError(f"{option} goes with --backend {goes}, not {args.backend}")
+            raise BackendError(f"{option} goes with --backend {needed}, not {args.backend}")
     for name in LOCAL:
         value = getattr(args, name, None)
         if value is not None and value < 1:
@@ -108,38 +108,38 @@ def check(args: argparse.Namespace) -> Cluster | None:
 def execute(
     jobs: Sequence[Job], folder: Path, args: argparse.Namespace, console: Console
 ) -> dict[str, str] | None:
-    """Trains and tests the jobs that are not done, those that seed others among them.
+    """Trains and tests the jobs that are not done, with the jobs that seed them.
 
-    Returns the reasons of those that did not finish, by run id; None where they are left to the
-    cluster, or were only to be shown.
+    Returns run id -> reason of those that did not finish; None where a cluster goes on with them,
+    or --dry-run only shows them.
     """
     from experiments.runs.state import why_failed
     from experiments.text import numbered
     from launch.console import say
     from launch.executors import local, slurm
 
-    asked = check(args)
+    job_options = check(args)
     unique = {job.run.id: job for job in jobs}
     missing = [job for job in unique.values() if not job.done]
     if not any(local.can_run(job) for job in missing):  # it would diverge again
-        if asked is not None and args.dry_run:
+        if job_options is not None and args.dry_run:
             console.print("nothing is left to submit")
             return None
         return {job.run.id: why_failed(job.run) or local.blocked_by(job) for job in missing}
-    if asked is None:
+    if job_options is None:
         return _here(list(unique.values()), missing, folder, args, console)
     if args.dry_run:
-        _show(list(unique.values()), missing, asked, folder, args, console)
+        _show(list(unique.values()), missing, job_options, folder, args, console)
         return None
     for job in missing:
         job.create()
     items = _items(missing, folder, live=args.live, make=True)
-    ids = slurm.submit(items, asked, folder, lambda text: say(console, text))
+    ids = slurm.submit(items, job_options, folder, lambda text: say(console, text))
     arrays = list(dict.fromkeys(job.partition("_")[0] for job in ids.values()))
-    named = ", ".join(arrays[:SHOWN]) + (", ..." if len(arrays) > SHOWN else "")
+    listed = ", ".join(arrays[:SHOWN]) + (", ..." if len(arrays) > SHOWN else "")
     if ids:
-        told = f"{numbered(len(ids), 'run')} submitted, in {len(arrays)} jobs or arrays of jobs"
-        console.print(f"{told}: {named}", highlight=False)
+        summary = f"{numbered(len(ids), 'run')} submitted, in {len(arrays)} jobs or arrays of jobs"
+        console.print(f"{summary}: {listed}", highlight=False)
     if args.wait:
         return _follow(missing, console)
     if args.json:
@@ -169,9 +169,9 @@ def _here(
         probe = devices.probe(devices.cpu_slots(number)[0])
     if processes > 1 and probe.platform != "cpu":
         if processes > probe.count or probe.platform == "tpu":
-            there = "one has all of them" if probe.platform == "tpu" else f"there are {probe.count}"
+            chips = "one has all of them" if probe.platform == "tpu" else f"there are {probe.count}"
             raise devices.DeviceError(
-                f"--processes {processes}: each has accelerators of its own, and here {there}"
+                f"--processes {processes}: each has accelerators of its own, and here {chips}"
             )
         probe = replace(probe, count=probe.count // processes)
     slots = devices.slots(probe, number, parallel)
@@ -196,10 +196,10 @@ def refuse_queued(jobs: Sequence[Job]) -> None:
     """Raises BackendError where Slurm has jobs that will train these runs."""
     from launch.executors import slurm
 
-    given = [job for job in jobs if (job.run.read("job") or {}).get("backend") == "slurm"]
-    there = (slurm.queue(job.run for job in given) or {}) if given else {}
-    for job in given:
-        if queued := slurm.queued_as(job.run, there):
+    submitted = [job for job in jobs if (job.run.read("job") or {}).get("backend") == "slurm"]
+    slurm_jobs = (slurm.queue(job.run for job in submitted) or {}) if submitted else {}
+    for job in submitted:
+        if queued := slurm.queued_as(job.run, slurm_jobs):
             raise BackendError(
                 f"{job.name} is Slurm's job {queued}: wait for it, or end it first with "
                 f"`cnn-depth cancel {job.run.id}`"
@@ -207,29 +207,31 @@ def refuse_queued(jobs: Sequence[Job]) -> None:
 
 
 def _items(jobs: Sequence[Job], folder: Path, *, live: bool, make: bool) -> list[Item]:
-    """What is submitted, with the code that it runs. live: that of the present folder, as it will
-    be. make: a snapshot is made if it is not there."""
+    """The items to submit, with the code that they run.
+
+    live: it is that of the present folder, whatever it will be. make: a missing snapshot is made.
+    """
     from experiments import tracking
     from launch.executors import snapshot
     from launch.executors.slurm import Item
 
-    after = {job.run.id: job.seeding.run.id for job in jobs if job.seeding is not None}
+    seeded_by = {job.run.id: job.seeding.run.id for job in jobs if job.seeding is not None}
     modules: dict[str, set[str]] = {}
     for job in jobs:
         if job.modules:
             name = job.config.model.arch.partition(":")[0]
             modules.setdefault(job.modules, set()).add(name)
-    taken = snapshot.Snapshot(snapshot.ROOT, {})
+    code = snapshot.Snapshot(snapshot.ROOT, {})
     if not live:
-        taken = (snapshot.take if make else snapshot.of)(folder, modules)
+        code = (snapshot.take if make else snapshot.of)(folder, modules)
     return [
         Item(
             run=job.run,
             name=job.name,
             tests=job.tests,
-            after=after.get(job.run.id),
-            modules=taken.modules.get(job.modules, job.modules),
-            code=taken.root,
+            after=seeded_by.get(job.run.id),
+            modules=code.modules.get(job.modules, job.modules),
+            code=code.root,
             track=os.environ.get(tracking.VARIABLE, ""),
         )
         for job in jobs
@@ -239,7 +241,7 @@ def _items(jobs: Sequence[Job], folder: Path, *, live: bool, make: bool) -> list
 def _show(
     jobs: Sequence[Job],
     missing: Sequence[Job],
-    asked: Cluster,
+    job_options: Cluster,
     folder: Path,
     args: argparse.Namespace,
     console: Console,
@@ -252,7 +254,7 @@ def _show(
     chips = getattr(args, "chips", None)
     warnings = fit.warnings(jobs, fit.known(chips)) if chips else []
     items = _items(missing, folder, live=args.live, make=False)
-    plan, scripts = slurm.scripts(items, asked, folder)
+    plan, scripts = slurm.scripts(items, job_options, folder)
     if args.json:
         arrays = [
             {
@@ -263,20 +265,20 @@ def _show(
             }
             for array, text in scripts
         ]
-        document = {"cluster": asdict(asked), "arrays": arrays, "queued": plan.queued}
+        document = {"cluster": asdict(job_options), "arrays": arrays, "queued": plan.queued}
         print(json.dumps({**document, "left": plan.left, "warnings": warnings}, indent=1))
         return
     from rich.text import Text
 
     console.print(_tree(jobs, plan))
-    names = {job.run.id: job.name for job in jobs}
+    name_of = {job.run.id: job.name for job in jobs}
     for array, text in scripts:
-        after = f", after {names.get(array.after, array.after)}" if array.after else ""
+        dependency = f", after {name_of.get(array.after, array.after)}" if array.after else ""
         count = len(array.groups)
-        many = f"an array of {count} jobs" if count > 1 else "a job"
+        kind = f"an array of {count} jobs" if count > 1 else "a job"
         if len(array.items) > count:
-            many += f" of {len(array.items)} runs"
-        console.rule(Text(f"{array.name}: {many}{after}"), align="left")
+            kind += f" of {len(array.items)} runs"
+        console.rule(Text(f"{array.name}: {kind}{dependency}"), align="left")
         # A script is printed as it is, to the letter.
         console.print(text.strip(), highlight=False, markup=False, emoji=False, soft_wrap=True)
     for line in warnings:
@@ -284,27 +286,27 @@ def _show(
 
 
 def _tree(jobs: Sequence[Job], plan: Plan) -> Tree:
-    """The rows, each below the one that seeds it, with what becomes of it."""
+    """The rows as a tree, each below the one that seeds it, with what the submission does."""
     from rich.text import Text
     from rich.tree import Tree
 
-    new = {item.run.id: array for array in plan.arrays for item in array.items}
+    to_submit = {item.run.id: array for array in plan.arrays for item in array.items}
 
     def state(job: Job) -> str:
         if job.run.id in plan.queued:
             return f"queued as {plan.queued[job.run.id]}"
         if job.run.id in plan.left:
             return "not submitted: " + plan.left[job.run.id]
-        return "to submit" if job.run.id in new else "there"
+        return "to submit" if job.run.id in to_submit else "there"
 
     root = Tree(Text("the graph"), guide_style="dim")
     nodes: dict[str, Tree] = {}
 
     def node(job: Job) -> Tree:
         if job.run.id not in nodes:
-            above = root if job.seeding is None else node(job.seeding)
+            parent = root if job.seeding is None else node(job.seeding)
             label = Text.assemble(job.name, (f"  {state(job)}", "dim"))
-            nodes[job.run.id] = above.add(label)
+            nodes[job.run.id] = parent.add(label)
         return nodes[job.run.id]
 
     for job in jobs:
@@ -313,7 +315,7 @@ def _tree(jobs: Sequence[Job], plan: Plan) -> Tree:
 
 
 def _follow(missing: Sequence[Job], console: Console) -> dict[str, str]:
-    """Shows the runs until the last has ended; why some did not finish, by run id."""
+    """Shows the runs until the last has ended; run id -> reason of those that did not finish."""
     from experiments.text import numbered
     from launch import progress
     from launch.console import say
@@ -337,20 +339,19 @@ def _follow(missing: Sequence[Job], console: Console) -> dict[str, str]:
 
 
 class Follower:
-    """Looks after runs that others train: tells `on_event(job, event)` what their folders and
-    Slurm's queue say, as `local.run` does. waiting: those that go on, by run id; failed: why those
-    that ended so did not finish."""
+    """Follows runs that other processes train, by their folders and Slurm's queue. It calls
+    `on_event(job, event)` as `local.run` does."""
 
     def __init__(self, jobs: Sequence[Job], on_event: Callable[[Job, dict[str, Any]], None]):
-        self.waiting = {job.run.id: job for job in jobs}
-        self.failed: dict[str, str] = {}
-        self._tell = on_event
+        self.waiting = {job.run.id: job for job in jobs}  # those that have not ended
+        self.failed: dict[str, str] = {}  # run id -> reason
+        self._on_event = on_event
         self._launched: set[str] = set()
-        self._steps: dict[str, int | None] = {}  # that were told
-        self._missed = Counter[str]()
+        self._steps: dict[str, int | None] = {}  # run id -> the latest step reported
+        self._missed = Counter[str]()  # run id -> looks in a row that found no job
 
     def look(self) -> None:
-        """Looks once, at all that go on."""
+        """Looks once at all runs that have not ended."""
         from launch import row_states
 
         rows = row_states.of_runs(job.run for job in self.waiting.values())
@@ -359,7 +360,7 @@ class Follower:
             finished = outcome is not None and outcome["event"] == "finished"
             if run not in self._launched and (row.state == "running" or finished):
                 self._launched.add(run)
-                self._tell(job, {"event": "launched"})
+                self._on_event(job, {"event": "launched"})
             if row.doing == "training" and row.rate is not None:
                 self._progress(job, row)
             if outcome is None:
@@ -367,16 +368,16 @@ class Follower:
             del self.waiting[run]
             if not finished:
                 self.failed[run] = outcome["reason"]
-            self._tell(job, outcome)
+            self._on_event(job, outcome)
 
     def _progress(self, job: Job, row: RowState) -> None:
         if self._steps.get(row.run) != row.step:
             self._steps[row.run] = row.step
-            told = {"images_per_s": row.rate, "bottleneck": ""}
-            told |= {
+            figures = {"images_per_s": row.rate, "bottleneck": ""}
+            figures |= {
                 name: getattr(row, name) for name in ("step", "steps", "loss", "error", "left")
             }
-            self._tell(job, {"event": "progress", **told})
+            self._on_event(job, {"event": "progress", **figures})
 
     def _outcome(self, job: Job, row: RowState) -> dict[str, Any] | None:
         """How a job ended; None if it goes on."""
@@ -393,7 +394,7 @@ class Follower:
             return {"event": "failed", "reason": "cancelled"}
         if local.blocked(job, self.failed):
             return {"event": "blocked", "reason": local.blocked_by(job)}
-        # Files may be seen here later than the end of a job.
+        # A shared file system may show files later than Slurm the end of their job.
         self._missed[row.run] += 1
         if self._missed[row.run] < 3:
             return None

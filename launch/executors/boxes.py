@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def run(at: Sequence[At], folder: Path) -> bool:
-    """Tests localisers together, whose result is then kept; whether it could be done.
+    """Tests localisers together and keeps the result with the runs; whether that succeeded.
 
-    at: runs with their test scales. folder: of runs. What goes wrong is told on standard error.
+    at: runs with their test scales. folder: of runs. Errors go to standard error.
     """
     names = [f"{run.id}@{','.join(map(str, scales))}" for run, scales in at]
     words = [*devices.PYTHON, "-m", "launch", "localise", *names, "--runs", str(folder), "--json"]

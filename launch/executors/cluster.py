@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = "CNN_DEPTH_CLUSTER"  # names the file that is read if none is given
+ENVIRONMENT = "CNN_DEPTH_CLUSTER"  # the variable that names the default file
 # sbatch's formats: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S
 TIME = re.compile(
     r"(?:(?P<days>\d+)-(?P<d_hours>\d+)(?::(?P<d_minutes>\d+)(?::(?P<d_seconds>\d+))?)?"
@@ -33,11 +33,11 @@ TIMES = (
     "minutes, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, DAYS-HOURS:MINUTES or "
     "DAYS-HOURS:MINUTES:SECONDS, such as 90, 12:00:00 or 1-12"
 )
-UNLIMITED = ("", "unlimited", "infinite")  # the first: the partition's own limit
+UNLIMITED = ("", "unlimited", "infinite")  # '': the partition's own limit
 
 _LOGS = "the logs' places are where `cnn-depth logs` finds them"
 _OUTPUT = "sbatch's answer is read for the job's id"
-# What sbatch takes, and is not to be given by hand.
+# Options of sbatch that each job sets by itself, and why or by what option.
 OURS = {
     "output": _LOGS,
     "error": _LOGS,
@@ -68,36 +68,30 @@ class ClusterError(ValueError):
 
 @dataclass(frozen=True)
 class Cluster:
-    """What each job asks Slurm for.
-
-    pack: runs side by side in a job. time: as sbatch takes it; '' for the partition's own
-    limit. max_parallel: jobs of an array at once, 0 for no limit. grace: seconds between the
-    warning signal and the end. retries: how often a run is started once more that got no
-    further in the start before. setup: shell lines of each job before its program. python:
-    words that start Python in a job, as of a container; the Python that submits if there are none.
-    sbatch: further options of sbatch, without their dashes; true for one without a value.
-    """
+    """What each job asks Slurm for."""
 
     partition: str = ""
-    nodes: int = 1
+    nodes: int = 1  # hosts of each run
     gpus_per_node: int = 0
     processes_per_node: int = 1
-    time: str = ""
+    time: str = ""  # a limit as sbatch takes it; '': the partition's own
     account: str = ""
     constraint: str = ""
-    pack: int = 1
-    max_parallel: int = 0
-    grace: int = 120
-    retries: int = 3
-    setup: tuple[str, ...] = ()
+    pack: int = 1  # runs side by side in a job
+    max_parallel: int = 0  # jobs of an array at once; 0: no limit
+    grace: int = 120  # seconds between the warning signal and the end
+    retries: int = 3  # further starts of a run that made no progress in the one before
+    setup: tuple[str, ...] = ()  # shell lines before a job's program
+    # The words that start Python in a job, such as a container's; (): the Python that submits.
     python: tuple[str, ...] = ()
+    # Further options of sbatch, without dashes; True for one without a value.
     sbatch: Mapping[str, str | int | bool] = field(default_factory=dict)
 
 
 # The smallest value of each number.
 LEAST = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 1, "pack": 1, "max_parallel": 0}
 LEAST |= {"grace": 1, "retries": 0}
-# Of what the lists are.
+# What the lists hold, for errors.
 LISTS = {
     "setup": 'shell lines, such as ["module load cuda"]',
     "python": 'words, such as ["apptainer", "exec", "--nv", "cnn-depth.sif", "python"]',
@@ -105,7 +99,7 @@ LISTS = {
 
 
 def from_json(content: Mapping[str, Any]) -> Cluster:
-    """A cluster from its fields as they were kept with a submitted run. Raises ClusterError."""
+    """The cluster whose fields were kept with a submitted run. Raises ClusterError."""
     cluster = _made(content, "what was submitted")
     _check(cluster)
     return cluster
@@ -114,25 +108,25 @@ def from_json(content: Mapping[str, Any]) -> Cluster:
 def read(file: Path | None, options: Mapping[str, Any]) -> Cluster:
     """The cluster of a TOML file ($CNN_DEPTH_CLUSTER if None; without that, the defaults).
 
-    options: fields by name that override the file's; those that are None do not, and those of
-    `sbatch` are added to the file's.
+    options: fields by name that override the file's, unless they are None; those of `sbatch` are
+    added to the file's.
 
     Raises ClusterError where the file can't be read, a key is unknown, or a value is of no use.
     """
     if file is None and os.environ.get(ENVIRONMENT):
         file = Path(os.environ[ENVIRONMENT]).expanduser()
-    found = _made(_load(file), str(file)) if file is not None else Cluster()
-    given = {key: value for key, value in options.items() if value is not None}
-    sbatch = {**found.sbatch, **_sbatch(given.pop("sbatch", {}), "--sbatch")}
-    values = _values(given, lambda key: "--" + key.replace("_", "-"))
-    cluster = replace(found, **values, sbatch=sbatch)
+    base = _made(_load(file), str(file)) if file is not None else Cluster()
+    overrides = {key: value for key, value in options.items() if value is not None}
+    sbatch = {**base.sbatch, **_sbatch(overrides.pop("sbatch", {}), "--sbatch")}
+    values = _values(overrides, lambda key: "--" + key.replace("_", "-"))
+    cluster = replace(base, **values, sbatch=sbatch)
     _check(cluster)
     return cluster
 
 
 def parse_sbatch(assignments: Iterable[str]) -> dict[str, str | bool]:
     """`--sbatch KEY=VALUE` texts; KEY alone is an option without a value."""
-    found: dict[str, str | bool] = {}
+    options: dict[str, str | bool] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
         key = key.strip()
@@ -141,16 +135,16 @@ def parse_sbatch(assignments: Iterable[str]) -> dict[str, str | bool]:
                 f"--sbatch {text!r}: expected KEY=VALUE, such as mem=64G, with sbatch's own name "
                 "of an option, without dashes before it"
             )
-        found[key] = value if equals else True
-    return found
+        options[key] = value if equals else True
+    return options
 
 
 def seconds(time: str) -> int | None:
-    """A time limit in seconds, None for no limit, or where it is no time limit."""
-    found = TIME.fullmatch(time)
-    if found is None:
+    """A time limit in seconds; None for no limit and for texts of another form."""
+    match = TIME.fullmatch(time)
+    if match is None:
         return None
-    parts = {key: int(value or 0) for key, value in found.groupdict().items()}
+    parts = {key: int(value or 0) for key, value in match.groupdict().items()}
     hours = 24 * parts["days"] + parts["d_hours"] + parts["hours"]
     minutes = 60 * hours + parts["d_minutes"] + parts["h_minutes"] + parts["minutes"]
     return 60 * minutes + parts["d_seconds"] + parts["h_seconds"] + parts["seconds"]
@@ -166,51 +160,52 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _made(content: Mapping[str, Any], where: str) -> Cluster:
-    """The cluster that keys and values say. where: whose they are, for errors."""
-    known = [part.name for part in fields(Cluster)]
-    unknown = [key for key in content if key not in known]
+    """The cluster of a file's keys and values. where: the file's name, for errors."""
+    names = [part.name for part in fields(Cluster)]
+    unknown = [key for key in content if key not in names]
     if unknown:
         from experiments.text import nearest
 
-        hint = nearest("did you mean {!r}? ", unknown[0].replace("-", "_"), known, 0.4)
+        hint = nearest("did you mean {!r}? ", unknown[0].replace("-", "_"), names, 0.4)
         raise ClusterError(
-            f"{where}: unknown key {unknown[0]!r}; {hint}known: {', '.join(known)}; other options "
+            f"{where}: unknown key {unknown[0]!r}; {hint}known: {', '.join(names)}; other options "
             "of sbatch go under [sbatch]"
         )
-    rest = {key: value for key, value in content.items() if key != "sbatch"}
+    plain = {key: value for key, value in content.items() if key != "sbatch"}
     sbatch = content.get("sbatch", {})
     if not isinstance(sbatch, Mapping):
         raise ClusterError(f"{where}: sbatch = {sbatch!r}: expected a table, [sbatch]")
     return Cluster(
-        **_values(rest, lambda key: f"{where}: {key} ="), sbatch=_sbatch(sbatch, f"{where}, sbatch")
+        **_values(plain, lambda key: f"{where}: {key} ="),
+        sbatch=_sbatch(sbatch, f"{where}, sbatch"),
     )
 
 
 def _values(content: Mapping[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
-    """Values of fields, of the right types. where(key): how an error about it begins."""
-    found: dict[str, Any] = {}
+    """The values of fields, checked. where(key): how an error about a key begins."""
+    values: dict[str, Any] = {}
     for key, value in content.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if key == "time" and whole:
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if key == "time" and is_integer:
             value = str(value)  # minutes
-        right, expected = isinstance(value, str), "a text"
+        is_valid, expected = isinstance(value, str), "a text"
         if key in LEAST:
-            right = whole and value >= LEAST[key]
+            is_valid = is_integer and value >= LEAST[key]
             expected = f"a whole number, at least {LEAST[key]}"
         elif key in LISTS:
-            right = isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
+            is_valid = isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
             expected = f"a list of {LISTS[key]}"
-        elif key == "time" and right:
-            right = value.lower() in UNLIMITED or TIME.fullmatch(value) is not None
+        elif key == "time" and is_valid:
+            is_valid = value.lower() in UNLIMITED or TIME.fullmatch(value) is not None
             expected = TIMES
-        if not right:
+        if not is_valid:
             raise ClusterError(f"{where(key)} {value!r}: expected {expected}")
-        found[key] = tuple(value) if key in LISTS else value
-    return found
+        values[key] = tuple(value) if key in LISTS else value
+    return values
 
 
 def _sbatch(content: Mapping[str, Any], where: str) -> dict[str, str | int | bool]:
-    found: dict[str, str | int | bool] = {}
+    options: dict[str, str | int | bool] = {}
     for name, value in content.items():
         key = name.replace("_", "-")
         if key in OPTIONS:
@@ -223,8 +218,8 @@ def _sbatch(content: Mapping[str, Any], where: str) -> dict[str, str | int | boo
                 "option without a value"
             )
         if value is not False:
-            found[key] = value
-    return found
+            options[key] = value
+    return options
 
 
 def _check(cluster: Cluster) -> None:

@@ -2,10 +2,10 @@
 
     python -m launch.executors.heads < TASKS
 
-TASKS is a JSON list of what `_task` makes of each. The features are computed on all devices; what
-they are and what the heads are worth is kept with the runs, as by `cnn-depth transfer`, whose code
-this is. A JSON object a head goes to standard output, `{"reason": ...}`, '' where it is done; bars
-and notes go to standard error.
+TASKS is a JSON list with the `_task` of each head. The features are computed on all devices. They
+and the results of the heads are kept with the runs, by the code of `cnn-depth transfer`. Each head
+prints a JSON line to standard output, `{"reason": ...}`, '' for success. Bars and notes go to
+standard error.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from launch import devices
 if TYPE_CHECKING:
     from experiments.papers.heads import Head
 
-GRACE_SECONDS = 60.0  # to keep the features that are there, after an interrupt
+GRACE_SECONDS = 60.0  # to save features after an interrupt
 
 
 def run(heads: Sequence[Head]) -> dict[Head, str]:
-    """Computes heads that are not there. Returns the reasons of those that could not be."""
+    """Computes heads that are missing. Returns head -> reason of those that could not be."""
     words = [*devices.PYTHON, "-m", "launch.executors.heads"]
-    told: list[str] = []
+    reasons: list[str] = []
     with subprocess.Popen(
         words,
         stdin=subprocess.PIPE,
@@ -46,18 +46,18 @@ def run(heads: Sequence[Head]) -> dict[Head, str]:
         try:
             with suppress(BrokenPipeError), process.stdin as stdin:
                 json.dump([_task(head) for head in heads], stdin)
-            told += [json.loads(line)["reason"] for line in process.stdout]
+            reasons += [json.loads(line)["reason"] for line in process.stdout]
             code = process.wait()
         finally:
             stop(process)
     if code:
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        told += [f"its process ended with {how}"] * (len(heads) - len(told))
-    return {head: reason for head, reason in zip(heads, told, strict=True) if reason}
+        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        reasons += [f"its process ended with {ending}"] * (len(heads) - len(reasons))
+    return {head: reason for head, reason in zip(heads, reasons, strict=True) if reason}
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
-    """Ends a process that tables wait for, which keeps what it has, if it has not ended."""
+    """Ends a process that tables wait for, if it still runs; it saves what it has computed."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:
@@ -90,20 +90,20 @@ def main() -> int:
     from launch.verbs.transfer import progress
 
     @cache
-    def subject(folder: str, data: str | None) -> Any:
-        (found,) = extractors_of([Run(Path(folder))], data)
-        return found
+    def load(folder: str, data: str | None) -> Any:
+        (extractor,) = extractors_of([Run(Path(folder))], data)
+        return extractor
 
     screen = Console(stderr=True)
     for task in tasks:
         reason = ""
         try:
             how = How(**{**task["how"], "only": tuple(task["how"]["only"])})
-            wanted = Wanted(**task["wanted"])
-            subjects = [subject(folder, task["data"]) for folder in task["runs"]]
-            name = " + ".join(one.run.id for one in subjects)
-            tell = progress(screen, name, wanted.layer)
-            kept.learn([(one, wanted) for one in subjects], how, tell)
+            request = Wanted(**task["wanted"])
+            extractors = [load(folder, task["data"]) for folder in task["runs"]]
+            name = " + ".join(extractor.run.id for extractor in extractors)
+            tell = progress(screen, name, request.layer)
+            kept.learn([(extractor, request) for extractor in extractors], how, tell)
         except Exception as error:
             if not getattr(error, "user_error", False):
                 raise

@@ -24,7 +24,7 @@ from launch.executors.worker import STOPPED, arguments
 from launch.planning.graph import Job
 
 GRACE_SECONDS = 60.0  # for workers to save after an interrupt
-LOST_SECONDS = 10.0  # for those whose fellow was lost
+LOST_SECONDS = 10.0  # for the other processes of a run that lost one
 
 Process = subprocess.Popen[str]
 
@@ -33,8 +33,8 @@ Process = subprocess.Popen[str]
 class _Worker:
     job: Job
     slot: Slot
-    processes: list[Process]  # the first one's is the run's state
-    told: str = ""  # why it failed, or a test could not be done
+    processes: list[Process]  # the first one speaks for the run
+    reason: str = ""  # why the run or one of its tests failed
 
 
 def run(
@@ -79,7 +79,7 @@ def run(
                 continue
             worker = active[run_id]
             if event is not None and event["event"] in ("untested", "failed"):
-                worker.told = event["reason"]
+                worker.reason = event["reason"]
                 continue
             if event is not None:
                 on_event(worker.job, event)
@@ -121,7 +121,7 @@ def can_run(job: Job) -> bool:
 def _give_up_blocked(
     waiting: dict[str, Job], failed: dict[str, str], on_event: Callable[[Job, dict[str, Any]], None]
 ) -> None:
-    """Moves those whose seeding run failed, and those that these would seed, from `waiting` to
+    """Moves jobs whose seeding run failed, and the jobs that these seed, from `waiting` to
     `failed`."""
     while stuck := [job for job in waiting.values() if blocked(job, failed)]:
         for job in stuck:
@@ -131,7 +131,7 @@ def _give_up_blocked(
 
 
 def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
-    """Jobs whose seeding run is there, those with the most work behind them first."""
+    """Jobs whose seeding run is trained; first those that lead the longest chain of work."""
     missing = waiting.keys() | active.keys()
     ready = [j for j in waiting.values() if j.seeding is None or j.seeding.run.id not in missing]
     seeded: dict[str, list[Job]] = {}
@@ -159,7 +159,7 @@ def _launch(
     job.create()
     mark(job.run)
     words = arguments(job.run, job.tests, job.modules)
-    together = [
+    group = [
         subprocess.Popen(
             [*devices.PYTHON, "-m", "launch.executors.worker", *words],
             stdin=subprocess.DEVNULL,
@@ -172,43 +172,45 @@ def _launch(
     ]
 
     def listen() -> None:
-        out = together[0].stdout
+        out = group[0].stdout
         assert out is not None
         with out:
             for line in out:
                 with suppress(json.JSONDecodeError):  # a line cut short by a kill
                     events.put((job.run.id, json.loads(line)))
-        together[0].wait()
+        group[0].wait()
         events.put((job.run.id, None))
 
     def watch() -> None:
-        """One that is lost would leave the others waiting for it."""
-        while all(process.poll() is None for process in together):
+        """Stops all processes when one is lost: the others would wait for it."""
+        while all(process.poll() is None for process in group):
             time.sleep(0.2)
-        if any(process.poll() for process in together):
-            _stop(together, LOST_SECONDS)
+        if any(process.poll() for process in group):
+            _stop(group, LOST_SECONDS)
 
     threading.Thread(target=listen, daemon=True).start()
     if processes > 1:
         threading.Thread(target=watch, daemon=True).start()
-    return _Worker(job, slot, together)
+    return _Worker(job, slot, group)
 
 
 def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
-    """Of the processes that share a slot; the accelerators of the i-th are its i-th group."""
+    """The environments of the processes that share a slot; process i has its i-th accelerators."""
     if processes == 1:
         return [devices.environment(slot)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     size = max(1, len(slot.cores) // processes)
-    found = []
+    environments = []
     for index in range(processes):
         start = index * size % max(1, len(slot.cores))
         device = None if slot.device is None else slot.device * processes + index
-        own = replace(slot, cores=slot.cores[start : start + size], device=device)
-        found.append({**devices.environment(own), **devices.one_of(index, processes, address)})
-    return found
+        share = replace(slot, cores=slot.cores[start : start + size], device=device)
+        environments.append(
+            {**devices.environment(share), **devices.one_of(index, processes, address)}
+        )
+    return environments
 
 
 def _end(worker: _Worker) -> str:
@@ -218,13 +220,13 @@ def _end(worker: _Worker) -> str:
     run = worker.job.run
     codes = [process.poll() or 0 for process in worker.processes]
     code = codes[0]
-    if code == 2 and (reason := state.why_failed(run) or worker.told):
+    if code == 2 and (reason := state.why_failed(run) or worker.reason):
         return reason
     if STOPPED in codes:
         return "stopped; it goes on when started again"
     code = next((c for c in codes if c not in (0, -signal.SIGTERM, -signal.SIGKILL)), code)
-    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    return f"its process ended with {how}; see {run.folder / 'log.txt'}"
+    ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    return f"its process ended with {ending}; see {run.folder / 'log.txt'}"
 
 
 def _stop(processes: Sequence[Process], grace: float = GRACE_SECONDS) -> None:

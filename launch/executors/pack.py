@@ -2,7 +2,7 @@
 
 Each has a share of the job's cores, or of a GPU with its memory, and its own state, log and
 checkpoints. A run that ends leaves the others alone; one whose process is lost is started again
-here; one that is cancelled is told so. The job ends with the last of them.
+here; a cancelled one gets a signal to end. The job ends with the last of them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from launch import devices
 
 LOOK_SECONDS = 1.0  # between two looks at the processes
 CANCELLED_SECONDS = 5.0  # between two looks at whether runs were cancelled
-MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU, that a process takes; JAX's own is 0.75
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU, that a process takes; JAX takes 0.75
 SHARED = 0.9  # of a GPU's memory, for all of its runs
-ENDED = (0, 2, 3)  # the worker's: finished, failed for its own reason, cancelled
+ENDED = (0, 2, 3)  # exit statuses of the worker: finished, failed, cancelled
 
 
 @dataclass
@@ -37,7 +37,7 @@ class _Member:
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
     starts: int = 1
-    told: bool = False  # that it is cancelled
+    stopping: bool = False  # told to end, and so not started again
 
     @property
     def status(self) -> int | None:
@@ -45,28 +45,28 @@ class _Member:
 
 
 def run(tasks: Sequence[Sequence[str]], job: str) -> int:
-    """Does the tasks of a job, the worker's arguments each; returns the job's exit status.
+    """Runs the tasks of a job, and returns the job's exit status.
 
-    job: its id. Runs that were given to another job meanwhile are left to that. The status is that
-    of a run that has not ended, where there is one, so that the job is started again.
+    tasks: the worker's arguments of each. job: its id. Runs that a later job has are left to that.
+    If a run has not ended, the status is that run's, so that the job is started again.
     """
-    own = [task for task in tasks if not _given_away(Run(Path(task[0])), job)]
-    asked: list[int] = []
+    own_tasks = [task for task in tasks if not _given_away(Run(Path(task[0])), job)]
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, lambda n, frame: asked.append(n))
+        signal.signal(number, lambda n, frame: signals.append(n))
     members = [
         _start(task, environment)
-        for task, environment in zip(own, environments(len(own)), strict=True)
+        for task, environment in zip(own_tasks, environments(len(own_tasks)), strict=True)
     ]
-    looked = time.monotonic()
+    checked_at = time.monotonic()
     while any([_goes_on(member) for member in members]):  # noqa: C419  all are looked after
         time.sleep(LOOK_SECONDS)
-        while asked:
-            _signal([m for m in members if m.status is None], signal.Signals(asked.pop()))
+        while signals:
+            _signal([m for m in members if m.status is None], signal.Signals(signals.pop()))
             for member in members:
-                member.told = True  # to end, and so is not started again
-        if time.monotonic() - looked > CANCELLED_SECONDS:
-            looked = time.monotonic()
+                member.stopping = True
+        if time.monotonic() - checked_at > CANCELLED_SECONDS:
+            checked_at = time.monotonic()
             _tell_cancelled(members)
     statuses = [member.process.returncode for member in members]
     going_on = [status for status in statuses if status not in ENDED]
@@ -74,29 +74,29 @@ def run(tasks: Sequence[Sequence[str]], job: str) -> int:
 
 
 def _given_away(run: Run, job: str) -> bool:
-    """Whether a run was given to a later job than this one.
+    """Whether a later job than this one has the run.
 
-    Its job.json is written once Slurm has taken the job, which may have begun by then: it may be
-    missing, or name the job before.
+    A job may begin before its runs' job.json is written: that is then missing, or names an earlier
+    job.
     """
-    told = (run.read("job") or {}).get("job") or job
-    number, own = (int(one.partition("_")[0] or 0) for one in (told, job))
-    return number > own
+    latest = (run.read("job") or {}).get("job") or job
+    latest_number, own_number = (int(name.partition("_")[0] or 0) for name in (latest, job))
+    return latest_number > own_number
 
 
 def environments(number: int) -> list[dict[str, str]]:
-    """The environments of so many processes that share this job's GPUs, or else its cores."""
+    """The environments of `number` processes that share this job's GPUs, or else its cores."""
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
     if not gpus:
         return [devices.environment(slot) for slot in devices.cpu_slots(number)]
-    found = []
+    shares = []
     for i in range(number):
         environment = devices.environment(devices.Slot(device=i % gpus))
         sharing = len(range(i % gpus, number, gpus))
         if sharing > 1 and MEMORY not in os.environ:
             environment[MEMORY] = f"{SHARED / sharing:.3f}"
-        found.append(environment)
-    return found
+        shares.append(environment)
+    return shares
 
 
 def _start(task: Sequence[str], environment: dict[str, str]) -> _Member:
@@ -110,13 +110,13 @@ def _goes_on(member: _Member) -> bool:
     status = member.status
     if status is None:
         return True
-    if status in ENDED or member.told:
+    if status in ENDED or member.stopping:
         return False
-    given: dict[str, Any] = (member.run.read("job") or {}).get("cluster", {})
-    if member.starts > given.get("retries", 3):
+    options: dict[str, Any] = (member.run.read("job") or {}).get("cluster", {})
+    if member.starts > options.get("retries", 3):
         reason = f"its process ended {member.starts} times, the last one with status {status}"
         runs.write_json(member.run.folder / "failed.json", {"reason": reason, "kind": "lost"})
-        member.told = True
+        member.stopping = True
         return False
     member.starts += 1
     member.process = subprocess.Popen(
@@ -127,8 +127,8 @@ def _goes_on(member: _Member) -> bool:
 
 def _tell_cancelled(members: Sequence[_Member]) -> None:
     for member in members:
-        if member.status is None and not member.told and member.run.read("cancelled"):
-            member.told = True
+        if member.status is None and not member.stopping and member.run.read("cancelled"):
+            member.stopping = True
             _signal([member], signal.SIGTERM)
 
 

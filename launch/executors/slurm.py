@@ -1,7 +1,7 @@
 """Runs as jobs of Slurm. A run starts when the job of its seeding run is done.
 
-Scripts, what each of their jobs is to do, and what jobs printed lie in `.slurm` of the runs folder.
-A job's program is `launch.executors.worker`. How a job ends is decided by the end of its script.
+Scripts, the tasks of their jobs and the logs lie in `.slurm` of the runs folder. A job's program is
+`launch.executors.worker`. The end of its script decides whether Slurm starts the job again.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from launch.executors.worker import UNSTARTED, arguments
 FILES = ".slurm"  # in the runs folder
 LOCK = ".submit.lock"
 ARRAY_SIZE = 1001  # Slurm's default for MaxArraySize
-# A job of an array is named by array and index: the number of one of them is the whole array's.
-# Stopped by a signal, killed or lost: a job that still runs, or that its time limit ends, goes on
-# in another start. One that is ending for another reason was cancelled, or Slurm starts it again.
+# A job of an array is named ARRAY_INDEX: its bare number would mean the whole array. After a
+# program that was stopped or lost, the script requeues its job if that still runs, or is at its
+# time limit. A job that ends for another reason was cancelled, or Slurm itself starts it again.
 SCRIPT = """\
 #!/bin/bash
 
@@ -84,21 +84,16 @@ class Item:
     tests: tuple[PlannedTest, ...] = ()
     after: str | None = None  # the id of the run that seeds it
     modules: str = ""  # folder of the module that its network is of; '': the project's
-    # The folder that its job imports the project from: a snapshot's, or this one.
-    code: Path = snapshot.ROOT
-    track: str = ""  # trackers, as $CNN_DEPTH_TRACK has them; '': as the job's environment says
+    code: Path = snapshot.ROOT  # the folder that its job imports the project from
+    track: str = ""  # trackers, as in $CNN_DEPTH_TRACK; '': those of the job's environment
 
 
 @dataclass(frozen=True)
 class Array:
-    """Items that are submitted at once, as one job or one array of jobs.
+    """Items that are submitted at once, as one job or one array of jobs."""
 
-    groups: of each job its items, which it does side by side. after: the id of the run whose job
-    has to be done before, '' if none has.
-    """
-
-    groups: tuple[tuple[Item, ...], ...]
-    after: str = ""
+    groups: tuple[tuple[Item, ...], ...]  # for each job its items, which it runs side by side
+    after: str = ""  # the run whose job has to end first; '' if none
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -114,15 +109,11 @@ class Array:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a submission does.
+    """What a submission does."""
 
-    arrays: in order. queued: job ids of runs that are in Slurm's queue already, by run id. left:
-    why runs are not submitted, by run id.
-    """
-
-    arrays: tuple[Array, ...]
-    queued: Mapping[str, str]
-    left: Mapping[str, str]
+    arrays: tuple[Array, ...]  # in the order of their submission
+    queued: Mapping[str, str]  # run id -> its job that is in Slurm's queue already
+    left: Mapping[str, str]  # run id -> why it is not submitted
 
 
 def submit(
@@ -132,12 +123,11 @@ def submit(
     tell: Callable[[str], None],
     done_with: Mapping[str, str] = {},
 ) -> dict[str, str]:
-    """Submits runs of a folder that are not queued already; their Slurm ids by run id.
+    """Submits runs of a folder that are not queued already; run id -> Slurm's job.
 
-    done_with: by run id, jobs that have ended the run, and go on with others if at all.
-    All items have the same `code` and `track`. The folders of the runs are there. Each array is
-    recorded (job.json of its runs) once Slurm has taken it, so that nothing is submitted twice when
-    a later one is refused.
+    items: all of the same `code` and `track`, their runs' folders made. done_with: run id -> a job
+    that has ended this run, and at most goes on with others. Each array is recorded (job.json of
+    its runs) once Slurm has taken it, so that a later refusal makes no run be submitted twice.
 
     Raises SlurmError where Slurm does not answer, or refuses, and what `sort_out` raises.
     """
@@ -148,13 +138,13 @@ def submit(
         )
     with (folder / LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # two submissions at once would submit the same runs
-        there = queue(item.run for item in items)
-        if there is None:
+        slurm_jobs = queue(item.run for item in items)
+        if slurm_jobs is None:
             raise SlurmError("Slurm does not answer (squeue fails); is its controller up?")
-        plan = sort_out(items, there, folder, _array_size(), cluster.pack, done_with)
-        there_already = sum(item.run.id in plan.queued for item in items)
-        if there_already:
-            tell(f"{there_already} queued or running already")
+        plan = sort_out(items, slurm_jobs, folder, _array_size(), cluster.pack, done_with)
+        queued = sum(item.run.id in plan.queued for item in items)
+        if queued:
+            tell(f"{queued} queued or running already")
         for reason, count in Counter(plan.left.values()).items():
             tell(f"{count} not submitted: {reason}")
         ids: dict[str, str] = {}
@@ -167,27 +157,28 @@ def submit(
                 if not ids:
                     raise
                 raise SlurmError(f"{error} ({len(ids)} of {total} runs are submitted)") from None
-        snapshot.clean(folder, {*there, *ids.values()})
+        snapshot.clean(folder, {*slurm_jobs, *ids.values()})
         return ids
 
 
 def scripts(
     items: Sequence[Item], cluster: Cluster, folder: Path
 ) -> tuple[Plan, list[tuple[Array, str]]]:
-    """What `submit` would do, and its scripts; also where there is no Slurm."""
-    there = queue(item.run for item in items) or {}
-    plan = sort_out(items, there, folder, _array_size(), cluster.pack)
-    names = {item.run.id: item.name for array in plan.arrays for item in array.items}
-    found = []
+    """What `submit` would do, with the script of each array; it needs no Slurm."""
+    slurm_jobs = queue(item.run for item in items) or {}
+    plan = sort_out(items, slurm_jobs, folder, _array_size(), cluster.pack)
+    name_of = {item.run.id: item.name for array in plan.arrays for item in array.items}
+    array_scripts = []
     for array in plan.arrays:
-        after = f"JOB-OF-{names[array.after]}" if array.after in names else ""
+        after = f"JOB-OF-{name_of[array.after]}" if array.after in name_of else ""
         after = plan.queued.get(array.after) or after
-        found.append((array, _script(array, after, cluster, folder).text))
-    return plan, found
+        array_scripts.append((array, _script(array, after, cluster, folder).text))
+    return plan, array_scripts
 
 
 def queue(runs: Iterable[Run]) -> dict[str, Queued] | None:
-    """The queued jobs of all who submitted these runs; None where Slurm does not answer."""
+    """The queued jobs, by id, of all users who submitted these runs; None where Slurm does not
+    answer."""
     jobs = (run.read("job") or {} for run in runs)
     users = {job["user"] for job in jobs if job.get("user")}
     return squeue.queue(",".join(sorted(users | {getpass.getuser()})))
@@ -195,94 +186,97 @@ def queue(runs: Iterable[Run]) -> dict[str, Queued] | None:
 
 def sort_out(
     items: Sequence[Item],
-    there: Mapping[str, Queued],
+    slurm_jobs: Mapping[str, Queued],
     folder: Path,
     size: int = ARRAY_SIZE,
     pack: int = 1,
     done_with: Mapping[str, str] = {},
 ) -> Plan:
-    """Which items are submitted, in arrays of at most `size` jobs whose runs start after the same
-    one. pack: items of a job; those that seed others have one each. done_with: see `submit`.
+    """Sorts items into arrays of at most `size` jobs, which all wait for the same run.
+
+    pack: items of a job; an item that seeds others has a job of its own. done_with: see `submit`.
 
     Raises SlurmError where an item's seeding run is neither trained nor queued nor among them.
     """
     runs = {item.run.id: item.run for item in items}
-    seeds = {item.after: Run(folder / item.after) for item in items if item.after is not None}
-    waited = {name: run for name, run in seeds.items() if not run.trained}
-    names = {item.run.id: item.name for item in items}
-    queued, left = dict[str, str](), dict[str, str]()
-    for name, run in {**waited, **runs}.items():
-        job = queued_as(run, there)
+    seeding_runs = {
+        item.after: Run(folder / item.after) for item in items if item.after is not None
+    }
+    untrained = {name: run for name, run in seeding_runs.items() if not run.trained}
+    name_of = {item.run.id: item.name for item in items}
+    queued, skipped = dict[str, str](), dict[str, str]()
+    for name, run in {**untrained, **runs}.items():
+        job = queued_as(run, slurm_jobs)
         if job and job != done_with.get(name):
             queued[name] = job
-        elif reason := _obstacle(run, names.get(name, name), there):
-            left[name] = reason
-    new = {i.run.id: i for i in items if i.run.id not in queued and i.run.id not in left}
-    hopeless = {name for name in left if {**seeds, **runs}[name].diverged}
-    while blocked := [i for i in new.values() if i.after in hopeless & waited.keys()]:
+        elif reason := _obstacle(run, name_of.get(name, name), slurm_jobs):
+            skipped[name] = reason
+    to_submit = {i.run.id: i for i in items if i.run.id not in queued and i.run.id not in skipped}
+    hopeless = {name for name in skipped if {**seeding_runs, **runs}[name].diverged}
+    while blocked := [i for i in to_submit.values() if i.after in hopeless & untrained.keys()]:
         for item in blocked:
-            del new[item.run.id]
+            del to_submit[item.run.id]
             hopeless.add(item.run.id)
-            left[item.run.id] = left[item.after or ""]
-    for item in new.values():
-        if item.after in waited and item.after not in queued and item.after not in new:
-            seed = names.get(item.after or "", f"the run {item.after}")
+            skipped[item.run.id] = skipped[item.after or ""]
+    for item in to_submit.values():
+        if item.after in untrained and item.after not in queued and item.after not in to_submit:
+            seeding_name = name_of.get(item.after or "", f"the run {item.after}")
             raise SlurmError(
-                f"{item.name} starts from {seed}, which is neither trained nor in Slurm's queue: "
-                f"{left.get(item.after or '') or 'it has to be submitted too'}"
+                f"{item.name} starts from {seeding_name}, which is neither trained nor in Slurm's "
+                f"queue: {skipped.get(item.after or '') or 'it has to be submitted too'}"
             )
-    return Plan(tuple(_arrays(new, waited, queued, size, pack)), queued, left)
+    return Plan(tuple(_arrays(to_submit, untrained, queued, size, pack)), queued, skipped)
 
 
-def _obstacle(run: Run, name: str, there: Mapping[str, Queued]) -> str:
+def _obstacle(run: Run, name: str, slurm_jobs: Mapping[str, Queued]) -> str:
     """Why a run that is not queued can't be submitted; '' if it can."""
     if run.diverged:
         return f"{name} failed, and would again: {state.why_failed(run)}"
-    if run.locked() and (run.read("job") or {}).get("job") not in there:
+    if run.locked() and (run.read("job") or {}).get("job") not in slurm_jobs:
         holder = (run.folder / "lock").read_text().strip() or "another process"
         return f"{name} is being trained by {holder}"
     return ""
 
 
-def queued_as(run: Run, there: Mapping[str, Queued]) -> str:
+def queued_as(run: Run, slurm_jobs: Mapping[str, Queued]) -> str:
     """The id of the job that will train a run; '' if there is none."""
-    seen = state.look(run.folder)
-    if seen is None or seen.job not in there or "cancelled" in seen.contents:
+    look = state.look(run.folder)
+    if look is None or look.job not in slurm_jobs or "cancelled" in look.contents:
         return ""
-    over = not (there[seen.job].waiting or there[seen.job].running)
+    is_over = not (slurm_jobs[look.job].waiting or slurm_jobs[look.job].running)
     # A job of several runs goes on when one of them has failed.
-    over = over or (seen.contents.get("job") or {}).get("packed", 1) > 1
-    return "" if over and "failed" in seen.contents else seen.job
+    is_over = is_over or (look.contents.get("job") or {}).get("packed", 1) > 1
+    return "" if is_over and "failed" in look.contents else look.job
 
 
 def _arrays(
-    new: Mapping[str, Item],
-    waited: Collection[str],
+    to_submit: Mapping[str, Item],
+    untrained: Collection[str],
     queued: Mapping[str, str],
     size: int,
     pack: int,
 ) -> Iterator[Array]:
-    """Arrays of items, those that others wait for first."""
-    seeds = {item.after for item in new.values()}
-    waiting: dict[str, list[Item]] = {}
-    for item in new.values():
-        after = item.after if item.after is not None and item.after in waited else ""
-        waiting.setdefault(after, []).append(item)
-    ready = ["", *(name for name in waiting if name in queued)]
+    """The arrays of items; within an array, items that others wait for come first."""
+    seeds = {item.after for item in to_submit.values()}
+    items_after: dict[str, list[Item]] = {}
+    for item in to_submit.values():
+        after = item.after if item.after is not None and item.after in untrained else ""
+        items_after.setdefault(after, []).append(item)
+    ready = ["", *(name for name in items_after if name in queued)]
     while ready:
         after = ready.pop(0)
-        own = sorted(waiting.pop(after, []), key=lambda item: item.run.id not in seeds)
-        single = [item for item in own if item.run.id in seeds]
-        rest = own[len(single) :]
-        groups: list[tuple[Item, ...]] = [(item,) for item in single]
-        groups += [tuple(rest[at : at + pack]) for at in range(0, len(rest), pack)]
+        items = sorted(items_after.pop(after, []), key=lambda item: item.run.id not in seeds)
+        seeding = [item for item in items if item.run.id in seeds]
+        rest = items[len(seeding) :]
+        groups: list[tuple[Item, ...]] = [(item,) for item in seeding]
+        groups += [tuple(rest[i : i + pack]) for i in range(0, len(rest), pack)]
         for start in range(0, len(groups), size):
             yield Array(tuple(groups[start : start + size]), after)
-        ready += [item.run.id for item in own if item.run.id in waiting]
+        ready += [item.run.id for item in items if item.run.id in items_after]
 
 
 def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[str, str]:
-    """Hands an array to Slurm and records it. after: the job that it waits for."""
+    """Hands an array to Slurm and records it; run id -> job. after: the job that it waits for."""
     script = _script(array, after, cluster, folder)
     for item in array.items:
         state.clear_marks(item.run)
@@ -294,21 +288,23 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
         write_text(script.jobs.with_suffix(".sh"), script.text)
         words = ["sbatch", "--parsable", str(script.jobs.with_suffix(".sh"))]
         environment = _clean_environment(script.options)
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+        process = subprocess.run(
+            words, capture_output=True, text=True, env=environment, check=False
+        )
     except OSError as error:
         raise SlurmError(f"sbatch refused {array.name}: {error}") from error
-    if done.returncode:
-        raise SlurmError(f"sbatch refused {array.name}: {_told(done.stderr or done.stdout)}")
-    told = re.search(r"^(\d+)(?:;\S*)?$", done.stdout, re.MULTILINE)  # NUMBER or NUMBER;CLUSTER
-    if told is None:
+    if process.returncode:
+        raise SlurmError(f"sbatch refused {array.name}: {_error(process.stderr or process.stdout)}")
+    match = re.search(r"^(\d+)(?:;\S*)?$", process.stdout, re.MULTILINE)  # NUMBER or NUMBER;CLUSTER
+    if match is None:
         raise SlurmError(
-            f"sbatch took {array.name} and told no job's number ({_told(done.stdout)}): look for "
-            "it with squeue, and end it with scancel before you submit again"
+            f"sbatch took {array.name} and told no job's number ({_error(process.stdout)}): look "
+            "for it with squeue, and end it with scancel before you submit again"
         )
     now = time.time()
     ids = {}
     for index, item in ((i, item) for i, group in enumerate(array.groups) for item in group):
-        job = f"{told[1]}_{index}" if len(array.groups) > 1 else told[1]
+        job = f"{match[1]}_{index}" if len(array.groups) > 1 else match[1]
         ids[item.run.id] = job
         content: dict[str, Any] = {
             "backend": "slurm",
@@ -330,13 +326,12 @@ def _submit(array: Array, after: str, cluster: Cluster, folder: Path) -> dict[st
 
 @dataclass(frozen=True)
 class _Script:
-    """A script of sbatch. jobs: the file that says what each job of its array does, and tasks what
-    it holds. options: those of sbatch that it sets, without their dashes."""
+    """A script for sbatch."""
 
     text: str
-    jobs: Path
-    tasks: str
-    options: Mapping[str, Any]
+    jobs: Path  # the file with the tasks of each job of its array
+    tasks: str  # the content of that file
+    options: Mapping[str, Any]  # those of sbatch that it sets, without their dashes
 
 
 def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script:
@@ -348,13 +343,13 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         raise SlurmError(
             f"{files}: PYTHONPATH parts folders by colons; expected a path without one"
         )
-    of = [[arguments(i.run, i.tests, i.modules) for i in group] for group in array.groups]
-    tasks = json.dumps([group[0] if len(group) == 1 else group for group in of])
+    groups = [[arguments(i.run, i.tests, i.modules) for i in group] for group in array.groups]
+    tasks = json.dumps([group[0] if len(group) == 1 else group for group in groups])
     path = files / f"{hashlib.sha256(tasks.encode()).hexdigest()[:12]}.json"
-    many = len(array.groups) if len(array.groups) > 1 else 0
-    name = "%A_%a" if many else "%j"
-    most = min(many, cluster.max_parallel or many)
-    ours: dict[str, Any] = {
+    count = len(array.groups) if len(array.groups) > 1 else 0
+    name = "%A_%a" if count else "%j"
+    at_once = min(count, cluster.max_parallel or count)
+    settings: dict[str, Any] = {
         "job-name": array.name,
         "partition": cluster.partition,
         "nodes": cluster.nodes,
@@ -365,14 +360,14 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         "constraint": cluster.constraint,
         "dependency": f"afterok:{after}" if after else "",
         "kill-on-invalid-dep": "yes",
-        "array": f"0-{many - 1}%{most}" if many else "",
+        "array": f"0-{count - 1}%{at_once}" if count else "",
         "signal": f"USR2@{cluster.grace}",
         "requeue": True,
         "open-mode": "append",
         "output": files / f"{name}_0_log.out",
         "error": files / f"{name}_0_log.err",
     }
-    options = {key: value for key, value in ours.items() if value not in ("", 0)}
+    options = {key: value for key, value in settings.items() if value not in ("", 0)}
     options |= {key: value for key, value in cluster.sbatch.items() if value is not False}
     logs = [f"--output={files}/{name}_%t_log.out", f"--error={files}/{name}_%t_log.err"]
     srun = ["srun", "--unbuffered", *logs, "--kill-on-bad-exit=1", "--wait=300"]
@@ -383,7 +378,7 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
     if code != snapshot.ROOT:  # before those that the environment names
         roots += dict.fromkeys(item.modules for item in array.items if item.modules)
     track = array.items[0].track  # keys of trackers stay in the environment
-    tracked = [f"export {tracking.VARIABLE}={shlex.quote(track)}"] if track else []
+    exports = [f"export {tracking.VARIABLE}={shlex.quote(track)}"] if track else []
     python = cluster.python or (sys.executable,)
     program = [*python, "-P", "-u", "-m", "launch.executors.worker", "--jobs", str(path)]
     text = SCRIPT.format(
@@ -393,7 +388,7 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
         ),
         unstarted=UNSTARTED,
         files=shlex.quote(str(files)),
-        setup="\n".join([*cluster.setup, *tracked]),
+        setup="\n".join([*cluster.setup, *exports]),
         code=shlex.quote(str(code)),
         root=":".join(map(shlex.quote, roots)),
         tunables=devices.HUGE_PAGES,
@@ -406,31 +401,30 @@ def _script(array: Array, after: str, cluster: Cluster, folder: Path) -> _Script
 def _array_size() -> int:
     """How many jobs an array may have."""
     text = squeue.ask("scontrol", "show", "config") or ""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    return max(1, int(found[1])) if found else ARRAY_SIZE
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    return max(1, int(match[1])) if match else ARRAY_SIZE
 
 
 def _clean_environment(options: Mapping[str, Any]) -> dict[str, str]:
-    """The environment without variables that would reach the new jobs, or count more than their
-    scripts.
+    """The environment without variables that would reach new jobs or override their scripts.
 
-    The first are those of an allocation in which this runs; the second are sbatch's defaults
-    (SBATCH_PARTITION, ...), which stay where a script says nothing.
+    The first are those of the allocation in which this runs, the second defaults of sbatch such as
+    SBATCH_PARTITION; a default that no option of the script replaces stays.
     """
-    given = {*options, *OURS, "array-inx"}
-    given |= {"timelimit"} if "time" in given else set()
-    names = {f"SBATCH_{key.upper().replace('-', '_')}" for key in given}
+    keys = {*options, *OURS, "array-inx"}
+    keys |= {"timelimit"} if "time" in keys else set()
+    names = {f"SBATCH_{key.upper().replace('-', '_')}" for key in keys}
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in names and (not name.startswith("SLURM_") or name in KEPT)
+        if name not in names and (not name.startswith("SLURM_") or name in CLUSTER_VARIABLES)
     }
 
 
-KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")  # which cluster
+CLUSTER_VARIABLES = ("SLURM_CONF", "SLURM_CLUSTERS")  # these say which cluster
 
 
-def _told(text: str) -> str:
-    """sbatch's error in one line."""
+def _error(text: str) -> str:
+    """What sbatch printed, in one line."""
     lines = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in text.splitlines()]
     return "; ".join(dict.fromkeys(filter(None, lines))) or "it says nothing"

@@ -1,8 +1,8 @@
-"""The code that is submitted is the code that runs: a copy of it for the jobs of a cluster.
+"""Copies of the code for the jobs of a cluster: what is submitted is what runs.
 
-A job may wait in the queue for days, and be started again after that, while its user edits the
-project. So each submission keeps the packages as they are, and the files of a user's own networks,
-in `.slurm/code/USER/DIGEST` of the runs folder; submissions of the same code share one copy. Jobs
+A job may wait for days, and be started again later, while its user edits the project. So each
+submission copies the packages, and the modules of a user's own networks, to
+`.slurm/code/USER/DIGEST` of the runs folder. Submissions of the same code share one copy. Jobs
 import from there, at every start.
 """
 
@@ -27,40 +27,40 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder that holds them
 # In the runs folder; each user of a shared one has a folder, and runs no one else's code.
 FOLDER = Path(".slurm") / "code" / str(os.getuid())
 USERS = "user_modules"  # in a snapshot: a folder for each folder of users' modules
-SPARED_SECONDS = 3600.0  # a snapshot this young may be of a submission that goes on
+SPARED_SECONDS = 3600.0  # a younger snapshot may be in use by another submission
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What jobs import from."""
+    """A copy of the code."""
 
-    root: Path
+    root: Path  # the folder that jobs import from
     modules: Mapping[str, str]  # a folder of users' modules -> its copy
 
 
 def of(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
-    """Where the snapshot of the present code under the runs folder is, or would be.
+    """The snapshot of the present code under the runs folder, made or not.
 
-    modules: the users' modules that the networks of the jobs are of, by their folder.
+    modules: a folder of users' modules -> those that the jobs' networks are of.
     """
     return _planned(folder, _files(modules), modules)
 
 
 def take(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
-    """The snapshot, which is made if it is not there, whole or not at all.
+    """The snapshot of the present code; a missing one is made, whole or not at all.
 
     Raises RunError where it can't be written, or belongs to someone else.
     """
     files = _files(modules)
-    found = _planned(folder, files, modules)
-    place = found.root
+    snapshot = _planned(folder, files, modules)
+    place = snapshot.root
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _check_owner(place.parent)
         if place.is_dir():
             _check_owner(place)
             os.utime(place)
-            return found
+            return snapshot
         partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
         try:
             for name, content in files.items():
@@ -74,11 +74,11 @@ def take(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise runs.unwritten(place, error) from error
-    return found
+    return snapshot
 
 
 def kept(folder: Path, name: str) -> Path:
-    """The snapshot that a run was submitted with, by the name that its job.json has.
+    """The folder of the snapshot that a run was submitted with, by its name in job.json.
 
     Raises RunError where it is gone, or belongs to someone else.
     """
@@ -93,23 +93,22 @@ def kept(folder: Path, name: str) -> Path:
 
 
 def clean(folder: Path, queued: Collection[str]) -> None:
-    """Deletes the snapshots that no run needs: those whose runs are trained and not in the queue.
+    """Deletes snapshots whose runs are all trained and not in the queue, unless they are young.
 
-    queued: ids of Slurm's jobs. Young ones are spared, as another submission may be about to use
-    them.
+    queued: ids of Slurm's jobs.
     """
     place = folder.absolute() / FOLDER
-    there = [path for path in place.glob("*") if path.is_dir() and not path.is_symlink()]
-    old = [path for path in there if time.time() - path.stat().st_mtime > SPARED_SECONDS]
-    if not old:
+    snapshots = [path for path in place.glob("*") if path.is_dir() and not path.is_symlink()]
+    stale = [path for path in snapshots if time.time() - path.stat().st_mtime > SPARED_SECONDS]
+    if not stale:
         return
     needed = set()
     for file in folder.glob("*/job.json"):
-        seen = look(file.parent)
-        told = {} if seen is None else seen.contents.get("job", {})
-        if told.get("code") and (told.get("job") in queued or not Run(file.parent).trained):
-            needed.add(told["code"])
-    for path in old:
+        run_look = look(file.parent)
+        job = {} if run_look is None else run_look.contents.get("job", {})
+        if job.get("code") and (job.get("job") in queued or not Run(file.parent).trained):
+            needed.add(job["code"])
+    for path in stale:
         if path.name not in needed:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -121,17 +120,17 @@ def _planned(
     for name, content in sorted(files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     root = folder.absolute() / FOLDER / digest.hexdigest()[:16]
-    copies = {of: str(root / USERS / str(k)) for k, of in enumerate(sorted(modules))}
+    copies = {source: str(root / USERS / str(k)) for k, source in enumerate(sorted(modules))}
     return Snapshot(root, copies)
 
 
 def _files(modules: Mapping[str, Iterable[str]]) -> dict[str, bytes]:
-    """All files of a snapshot, by their place in it."""
+    """Path in the snapshot -> content, of all its files."""
     from cnn_arch import user_modules
 
     files = {str(path.relative_to(ROOT)): path.read_bytes() for path in _package_files()}
-    for k, of in enumerate(sorted(modules)):
-        for name in sorted(modules[of]):
+    for k, source in enumerate(sorted(modules)):
+        for name in sorted(modules[source]):
             for path, content in user_modules.files(name).items():
                 files[str(Path(USERS) / str(k) / path)] = content
     return files
@@ -140,8 +139,8 @@ def _files(modules: Mapping[str, Iterable[str]]) -> dict[str, bytes]:
 def _package_files() -> Iterator[Path]:
     """The files of the packages, without compiled ones, hidden ones and links."""
     for package in PACKAGES:
-        for folder, below, names in os.walk(ROOT / package):
-            below[:] = sorted(b for b in below if b != "__pycache__" and not b.startswith("."))
+        for folder, dirs, names in os.walk(ROOT / package):
+            dirs[:] = sorted(d for d in dirs if d != "__pycache__" and not d.startswith("."))
             for name in sorted(names):
                 path = Path(folder) / name
                 if not name.startswith(".") and path.suffix != ".pyc" and path.is_file():
@@ -149,7 +148,7 @@ def _package_files() -> Iterator[Path]:
 
 
 def _rename(partial: Path, place: Path) -> None:
-    """Gives a whole snapshot its name; another submission may have made the same one."""
+    """Renames a finished snapshot; another submission may have made the same one meanwhile."""
     try:
         partial.rename(place)
     except OSError:

@@ -1,7 +1,7 @@
-"""Slurm's own programs, asked: `squeue`, `sacct` and `scancel`, each within a time limit.
+"""Calls of Slurm's programs `squeue`, `sacct` and `scancel`, each within a time limit.
 
-A job is named as Slurm prints it: `12`, or `12_3` for the third task of the array 12. Where Slurm
-does not answer (no such program, no controller, no accounting), what is asked gives None or {}.
+A job is named as Slurm prints it: `12`, or `12_3` for task 3 of the array 12. Where Slurm does not
+answer (no such program, no controller, no accounting), the answer is None or {}.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from launch import devices
 
-SECONDS = 20  # for one answer
+SECONDS = 20  # limit of one call
 AT_ONCE = 2000  # job ids in one command line
-HABITS = ("SQUEUE_", "SACCT_", "SCANCEL_")  # variables of the user's, which are not for programs
+HABITS = ("SQUEUE_", "SACCT_", "SCANCEL_")  # the user's variables, which change the output
 JOB = r"\d+(?:_\d+)?"
-REFUSED = rf"error on job id ({JOB}): (.*)"  # as scancel says it
+REFUSED = rf"error on job id ({JOB}): (.*)"  # a message of scancel
 
-# States of a job that still is to run or runs, as `squeue` names them.
+# States of jobs that have not ended, in the words of `squeue`.
 WAITING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD"})
 WAITING |= {"SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNNING = frozenset({"RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"})
@@ -35,17 +35,13 @@ class SlurmError(ValueError):
 
 @dataclass(frozen=True)
 class Queued:
-    """A job as `squeue` tells it.
-
-    state: PENDING, RUNNING, ... node: of a running job, its nodes as Slurm writes them (`n[1-2]`).
-    reason: why it waits, '' if it does not. left: until its time limit, as Slurm writes it.
-    """
+    """A job as `squeue` prints it."""
 
     job: str
-    state: str
-    node: str
-    reason: str
-    left: str
+    state: str  # PENDING, RUNNING, ...
+    node: str  # of a running job its nodes, as in `n[1-2]`
+    reason: str  # why it waits; '' if it does not
+    left: str  # time until its limit, as in `1-02:00:00`
 
     @property
     def waiting(self) -> bool:
@@ -62,26 +58,26 @@ class Queued:
 
 
 def queue(user: str) -> dict[str, Queued] | None:
-    """The jobs of a user (or of several, with commas between) that have not ended, by their ids.
+    """The jobs of a user, or of several with commas between, that have not ended, by id.
 
     None where Slurm does not answer.
     """
-    found = known(user)
-    return None if found is None else {job: told for job, told in found.items() if told.active}
+    jobs = known(user)
+    return None if jobs is None else {name: job for name, job in jobs.items() if job.active}
 
 
 def known(user: str) -> dict[str, Queued] | None:
-    """As `queue`, with those jobs that ended so lately that Slurm still holds them (5 minutes)."""
+    """As `queue`, with jobs that ended so recently that Slurm still lists them (5 minutes)."""
     text = ask("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%i|%T|%L|%N|%r")
     if text is None:
         return None
-    found = {}
+    jobs = {}
     for line in text.splitlines():
         parts = line.split("|", 4)
         if len(parts) == 5:
             job, state, left, node, reason = (part.strip() for part in parts)
-            found[job] = Queued(job, state, node, "" if reason == "None" else reason, left)
-    return found
+            jobs[job] = Queued(job, state, node, "" if reason == "None" else reason, left)
+    return jobs
 
 
 def ended(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
@@ -89,44 +85,44 @@ def ended(jobs: Collection[str]) -> dict[str, tuple[str, str]]:
 
     state: FAILED, CANCELLED, NODE_FAIL, ...; exit code: `STATUS:SIGNAL`.
     """
-    found: dict[str, tuple[str, str]] = {}
-    for some in _chunks(sorted(jobs)):
-        text = ask("sacct", "-n", "-P", "-X", "-o", "JobID,State,ExitCode", "-j", ",".join(some))
+    ends: dict[str, tuple[str, str]] = {}
+    for chunk in _chunks(sorted(jobs)):
+        text = ask("sacct", "-n", "-P", "-X", "-o", "JobID,State,ExitCode", "-j", ",".join(chunk))
         for line in (text or "").splitlines():
             job, _, rest = line.partition("|")
             state, _, code = rest.partition("|")
             state = state.split()[0] if state else ""  # "CANCELLED by 1000"
             if state and state not in ACTIVE:
-                found[job] = (state, code)
-    return found
+                ends[job] = (state, code)
+    return ends
 
 
 def cancel(jobs: Collection[str]) -> dict[str, str]:
-    """Ends jobs; why not, of those that it may not end. Jobs that have ended are no error.
+    """Ends jobs; job -> reason of those that Slurm refused to end. Ended jobs are no error.
 
     Raises SlurmError where Slurm does not answer.
     """
     refused: dict[str, str] = {}
-    for some in _chunks(sorted(job for job in jobs if re.fullmatch(JOB, job))):
+    for chunk in _chunks(sorted(job for job in jobs if re.fullmatch(JOB, job))):
         try:
-            done = run("scancel", *some)
+            process = run("scancel", *chunk)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise SlurmError(f"Slurm jobs can't be cancelled from here: {error}") from error
-        refused.update(re.findall(REFUSED, done.stderr))
-        if done.returncode and not re.search(REFUSED, done.stderr):
-            said = devices.last_words(done)
-            raise SlurmError(f"Slurm jobs can't be cancelled from here: {said}")
-    over = ("already", "Invalid job id")
-    return {job: why for job, why in refused.items() if not any(word in why for word in over)}
+        refused.update(re.findall(REFUSED, process.stderr))
+        if process.returncode and not re.search(REFUSED, process.stderr):
+            last_words = devices.last_words(process)
+            raise SlurmError(f"Slurm jobs can't be cancelled from here: {last_words}")
+    harmless = ("already", "Invalid job id")
+    return {job: why for job, why in refused.items() if not any(word in why for word in harmless)}
 
 
 def ask(*words: str) -> str | None:
-    """What a program printed; None where it is not there, fails or takes too long."""
+    """The output of a program; None where it is missing, fails or takes too long."""
     try:
-        done = run(*words)
+        process = run(*words)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return None if done.returncode else done.stdout
+    return None if process.returncode else process.stdout
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

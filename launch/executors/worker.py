@@ -4,18 +4,19 @@
     python -m launch.executors.worker --jobs FILE      (as a task of a Slurm job)
     python -m launch.executors.worker --packed FOLDER TESTS MODULES    (beside others in one)
 
-Trains the run, and then tests it by each of TESTS, a JSON list of `{protocol, scales, flip}`; what
-is trained or tested already is not done again. MODULES is the folder of a user's module that its
-network is of. FILE holds a JSON list of [FOLDER, TESTS, MODULES], or of lists of these, of which
-the job does those of its index in its array, side by side (`pack`). Writes events, one JSON object
-a line, to standard output, where it is in progress.json, and all else to the run's log.txt
-(log-1.txt, ... of the second process on). SIGTERM, SIGINT and SIGUSR2 make it save where it is and
-leave; so does the end of whoever reads the events.
+Trains the run, and then tests it by each of TESTS, a JSON list of `{protocol, scales, flip}`. What
+is trained or tested already is not done again. MODULES is the folder of the user's module that
+defines its network. FILE holds a JSON list with an entry for each job of an array: [FOLDER, TESTS,
+MODULES], or a list of these, which run side by side (`pack`).
 
-Exit status: 0 finished, 2 the run failed for a reason of its own (told in failed.json, and of a
-test in untested.json and an event), 75 it was asked to stop and can go on later, else a bug or a
-lost process. On a cluster, where it is started again by itself: 3 it was cancelled, and a run that
-is trained and could not be tested has ended with 0, as what it seeds can start.
+Events go to standard output, a JSON object a line; the current figures to progress.json; all other
+output to the run's log.txt (log-1.txt, ... of further processes). SIGTERM, SIGINT and SIGUSR2 make
+it save and leave; so does the end of the reader of its events.
+
+Exit status: 0 finished; 2 the run failed for a reason of its own, which failed.json has, and of a
+test untested.json and an event; 75 it was asked to stop and can go on later; else a bug or a lost
+process. On a cluster, which starts jobs again: 3 it was cancelled. A run that is trained but failed
+a test ends with 0 there, as the runs that it seeds can start.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
     Stop = Callable[[], bool]
 
 FINISHED, FAILED, CANCELLED, STOPPED = 0, 2, 3, 75  # EX_TEMPFAIL
-UNSTARTED = "CNN_DEPTH_UNSTARTED"  # names the file that counts starts of a job without this program
-TOLD_SECONDS = 5.0  # between two writings of progress.json
-BEAT_SECONDS = 20.0  # at most
+UNSTARTED = "CNN_DEPTH_UNSTARTED"  # names a file: a line for each start without this program
+TOLD_SECONDS = 5.0  # between writes of progress.json while events come
+BEAT_SECONDS = 20.0  # between writes while none come
 FIGURES = ("step", "steps", "loss", "error", "images_per_s", "left")  # of progress.json
 
 
@@ -58,53 +59,53 @@ def arguments(run: Run, tests: Sequence[PlannedTest], modules: str) -> list[str]
 
 
 def main(folder: Path, tests: str = "[]", modules: str = "", *, cluster: bool = False) -> int:
-    """Trains and tests the run in `folder`, once nobody else does.
+    """Trains and tests the run in `folder`, once no other process does; the exit status.
 
-    modules: the folder of a user's module. cluster: as a task of a Slurm job, which is started
-    again where it is lost or stopped.
+    modules: the folder of a user's module. cluster: whether this is a task of a Slurm job, which is
+    started again if it is lost or stopped.
     """
-    with devices.starting() as heard:
-        return _main(folder, tests, modules, cluster, heard)
+    with devices.starting() as on_event:
+        return _main(folder, tests, modules, cluster, on_event)
 
 
-def _main(folder: Path, tests: str, modules: str, cluster: bool, heard: Tell) -> int:
+def _main(folder: Path, tests: str, modules: str, cluster: bool, on_event: Tell) -> int:
     index, count = devices.place(slurm=cluster)
     events = None if cluster or index else os.fdopen(os.dup(1), "w", buffering=1)
-    asked = _set_up(folder / (f"log-{index}.txt" if index else "log.txt"))
+    signals = _set_up(folder / (f"log-{index}.txt" if index else "log.txt"))
 
     from experiments.testing import kept
 
     run = Run(folder)
-    recorded: Recorder | None = None
+    recorder: Recorder | None = None
 
     def tell(event: dict[str, Any]) -> None:
-        heard(event)
+        on_event(event)
         if event["event"] == "note":
             print(event["text"])  # in log.txt
-        if recorded is not None:
-            recorded(event)
+        if recorder is not None:
+            recorder(event)
         try:
             if events is not None:
                 events.write(json.dumps(event) + "\n")
         except OSError:  # whoever reads them is gone
-            asked.append(signal.SIGPIPE)
+            signals.append(signal.SIGPIPE)
 
     planned = [kept.PlannedTest(**test) for test in json.loads(tests)]
     if not index and run.locked():
         tell({"event": "locked"})
     try:
-        with nullcontext() if index else run.lock(wait=lambda: not asked):
-            recorded = None if index else Recorder(run, count)
-            ended = _given_up(run, index) if cluster else None
-            if ended is None:
+        with nullcontext() if index else run.lock(wait=lambda: not signals):
+            recorder = None if index else Recorder(run, count)
+            outcome = _given_up(run, index) if cluster else None
+            if outcome is None:
                 devices.join(slurm=cluster)
                 if modules:
                     import cnn_arch
 
                     cnn_arch.look_in(modules)
-                ended = _train(run, tell, lambda: bool(asked), cluster)
-                ended = ended or _test(run, planned, tell, lambda: bool(asked), cluster)
-            status = ended
+                outcome = _train(run, tell, lambda: bool(signals), cluster)
+                outcome = outcome or _test(run, planned, tell, lambda: bool(signals), cluster)
+            status = outcome
             if not index and status == FINISHED:
                 (folder / "attempts.json").unlink(missing_ok=True)
     except runs.RunLocked:  # asked to stop while another process had it
@@ -116,8 +117,8 @@ def _main(folder: Path, tests: str, modules: str, cluster: bool, heard: Tell) ->
         status = 1
     if status == STOPPED and cluster and run.read("cancelled"):
         status = CANCELLED
-    if recorded is not None:
-        recorded.close()
+    if recorder is not None:
+        recorder.close()
     if status and count > 1:
         # The others may be anywhere; waiting for them at this process's end could take minutes.
         sys.stdout.flush()
@@ -126,42 +127,43 @@ def _main(folder: Path, tests: str, modules: str, cluster: bool, heard: Tell) ->
 
 
 def _set_up(log: Path) -> list[int]:
-    """Sends standard output and errors to a log file; signals to stop are listed in what it gives,
-    once they come."""
+    """Sends standard output and errors to a log file. Returns a list to which signals to stop are
+    appended when they come."""
     file = open(log, "a", buffering=1, opener=runs.no_link)  # noqa: SIM115
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-    asked: list[int] = []
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, lambda n, frame: asked.append(n))
+        signal.signal(number, lambda n, frame: signals.append(n))
     devices.set_up()
-    return asked
+    return signals
 
 
 def _given_up(run: Run, index: int) -> int | None:
-    """The status with which a job ends that Slurm started (again): it was cancelled, it failed for
-    its own reason, or got no further too often. None if it is to go on."""
-    again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    """The exit status of a job that must not go on: its run was cancelled, failed for its own
+    reason, or was started too often without progress. None if it is to go on."""
+    restarted = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     trained = run.read("result") is not None
     if run.read("cancelled"):
         return CANCELLED
-    if again and run.read("failed"):
+    if restarted and run.read("failed"):
         return FAILED
-    if again and trained and run.read("untested"):
+    if restarted and trained and run.read("untested"):
         return FINISHED
     if index:
         return None
-    most = (run.read("job") or {}).get("cluster", {}).get("retries", 3)
-    got = _got_to(run)
-    before = run.read("attempts") or {"got_to": None, "count": 0}
-    count = before["count"] + 1 if before["got_to"] == got else 1
-    if count <= 1 + most:
-        runs.write_json(run.folder / "attempts.json", {"got_to": got, "count": count})
+    retries = (run.read("job") or {}).get("cluster", {}).get("retries", 3)
+    position = _position(run)
+    attempts = run.read("attempts") or {"got_to": None, "count": 0}
+    count = attempts["count"] + 1 if attempts["got_to"] == position else 1
+    if count <= 1 + retries:
+        runs.write_json(run.folder / "attempts.json", {"got_to": position, "count": count})
         return None
     reason = (
-        f"it was stopped or lost {before['count']} times in a row {'in its tests' * trained}"
-        f"{f'at step {got[0]}' * (not trained)} without getting further; `cnn-depth logs {run.id}` "
-        f"shows what it said last, and `cnn-depth retry {run.id}` tries again"
+        f"it was stopped or lost {attempts['count']} times in a row {'in its tests' * trained}"
+        f"{f'at step {position[0]}' * (not trained)} without getting further; "
+        f"`cnn-depth logs {run.id}` shows what it said last, and `cnn-depth retry {run.id}` tries "
+        "again"
     )
     if trained:
         runs.write_json(run.folder / "untested.json", {"reason": reason})
@@ -170,15 +172,15 @@ def _given_up(run: Run, index: int) -> int | None:
     return FAILED
 
 
-def _got_to(run: Run) -> list[float]:
-    """How far a run is: its latest checkpoint, and when something of its tests was last kept."""
-    saved = [int(path.name) for path in run.checkpoints.glob("*") if path.name.isdecimal()]
-    kept = [path.stat().st_mtime for path in (run.folder / "predictions").glob("*.npz")]
-    return [max(saved, default=0), max(kept, default=0)]
+def _position(run: Run) -> list[float]:
+    """How far a run is: the step of its latest checkpoint, and the time of its latest test."""
+    steps = [int(path.name) for path in run.checkpoints.glob("*") if path.name.isdecimal()]
+    test_times = [path.stat().st_mtime for path in (run.folder / "predictions").glob("*.npz")]
+    return [max(steps, default=0), max(test_times, default=0)]
 
 
 def _mesh(cluster: bool) -> Mesh:
-    """All devices of the job's processes. Raises DeviceError where they are not what was asked."""
+    """All devices of the job's processes. Raises DeviceError where the job's GPUs are missing."""
     mesh = devices.mesh()
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) if cluster else 0
     if gpus and mesh.devices.flat[0].platform == "cpu":
@@ -210,23 +212,23 @@ def _train(run: Run, tell: Tell, stop: Stop, cluster: bool) -> int:
 
 
 def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, cluster: bool) -> int:
-    """Tests the run by what is not kept yet; a test that is stopped goes on later."""
+    """Runs the planned tests that are not kept yet; a test that is stopped goes on later."""
     from experiments.runs import processes
     from experiments.testing import evaluate, kept
     from experiments.training import train
 
     if not planned:
         return FINISHED
-    there = processes.agreed([kept.there(run, test) for test in planned])
-    missing = [test for test, kept_already in zip(planned, there, strict=True) if not kept_already]
+    kept_flags = processes.agreed([kept.there(run, test) for test in planned])
+    missing = [test for test, is_kept in zip(planned, kept_flags, strict=True) if not is_kept]
 
     @contextmanager
     def bar(label: str) -> Iterator[Callable[[int, int], None]]:
         def on_progress(done: int, total: int) -> None:
-            what = label.removeprefix(run.id).strip(": ")
-            tell({"event": "testing", "what": what, "images": done, "of": total})
+            name = label.removeprefix(run.id).strip(": ")
+            tell({"event": "testing", "what": name, "images": done, "of": total})
             if stop():
-                raise train.Interrupted(f"stopped in the test {what}, which goes on from there")
+                raise train.Interrupted(f"stopped in the test {name}, which goes on from there")
 
         yield on_progress
 
@@ -245,7 +247,7 @@ def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, clus
             if not getattr(error, "user_error", False):
                 raise
             failed.append(f"test {test.name}: {error}")
-            if processes.several():  # the others may wait for this one's part
+            if processes.several():  # the others may wait for this process
                 runs.write_json(run.folder / "untested.json", {"reason": failed[-1]})
                 raise
     if processes.first():
@@ -260,16 +262,16 @@ def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, clus
 
 
 class Recorder:
-    """Keeps in a run's progress.json where it is, for whoever looks from another process or host.
+    """Writes a run's progress.json, for other processes and hosts.
 
-    Call it with the run's events. It shows a sign of life between them too, however long a
-    compilation takes, until it is closed.
+    Call it with the run's events. Between them, as in a long compilation, it writes a sign of life,
+    until it is closed.
     """
 
     def __init__(self, run: Run, processes: int):
         self._run, self._written = run, float("-inf")
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._told: dict[str, Any] = {
+        self._progress: dict[str, Any] = {
             "state": "starting",
             **dict.fromkeys(FIGURES),
             "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
@@ -283,15 +285,15 @@ class Recorder:
     def __call__(self, event: dict[str, Any]) -> None:
         """Takes an event. Raises RunError where the run's folder is gone."""
         kind = event["event"]
-        before = self._told["state"]
+        previous_state = self._progress["state"]
         if kind == "start":
-            self._told |= {"step": event["step"], "steps": event["steps"], "state": "training"}
+            self._progress |= {"step": event["step"], "steps": event["steps"], "state": "training"}
         elif kind == "progress":
-            self._told |= {name: event[name] for name in FIGURES}
+            self._progress |= {name: event[name] for name in FIGURES}
         elif kind in ("statistics", "testing"):
-            self._told |= {"state": kind, "left": None}
+            self._progress |= {"state": kind, "left": None}
         now = time.monotonic()
-        if self._told["state"] != before or now - self._written > TOLD_SECONDS:
+        if self._progress["state"] != previous_state or now - self._written > TOLD_SECONDS:
             self._write()
             if not self._run.folder.is_dir():
                 raise runs.RunError(f"{self._run.folder} was deleted while it was trained")
@@ -299,9 +301,9 @@ class Recorder:
     def _write(self) -> None:
         with self._lock:
             self._written = time.monotonic()
-            told = {"time": time.time(), **self._told}
-            with suppress(runs.RunError):  # of a full disk the training tells, where it matters
-                runs.write_json(self._run.folder / "progress.json", told)
+            content = {"time": time.time(), **self._progress}
+            with suppress(runs.RunError):  # the training reports a full disk where it matters
+                runs.write_json(self._run.folder / "progress.json", content)
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):
@@ -310,13 +312,13 @@ class Recorder:
     def close(self) -> None:
         """Says that the process has ended with the run, for now or for good."""
         self._closed.set()
-        self._told["state"] = "ended"
+        self._progress["state"] = "ended"
         self._write()
 
 
 def _slurm_id() -> str:
-    """Of this process's job, as `squeue` shows it; '' where there is none."""
-    array, task = (os.environ.get(f"SLURM_ARRAY_{what}_ID") for what in ("JOB", "TASK"))
+    """The id of this process's job, as `squeue` prints it; '' where there is none."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
