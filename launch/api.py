@@ -1,14 +1,15 @@
 """The verbs for notebooks and scripts: `from launch import api`, then `api.sweep("vgg_depth")`.
 
-Each function hands its keywords to the verb of its name, and gives what that prints with `--json`:
-there is no second implementation. An option of the verb is a keyword with `_` for `-`, and a key of
-the config one with `__` for its dot: `seeds=3, train__epochs=2`. See `cnn-depth VERB --help`.
+Each function hands its keywords to the verb of its name, and returns what that prints with
+`--json`: there is no second implementation. An option of the verb is a keyword with `_` for `-`, a
+key of the config one with `__` for its dot: `seeds=3, train__epochs=2`; `cnn-depth VERB --help`
+lists the options.
 
 A verb runs in a process of its own, as from a terminal, with the same figures. An accelerator is
-free again when a call returns, and an interrupt saves what is trained. What a verb says is printed
-line by line, without bars, which a notebook's cell can't draw.
+free again when a call returns, and an interrupt saves what is trained. The verb's messages are
+printed line by line, without bars, which a notebook's cell can't draw.
 
-It lies here because a sweep needs executors, which `experiments` never imports.
+The module is in `launch` because a sweep needs executors, which `experiments` never imports.
 """
 
 from __future__ import annotations
@@ -33,15 +34,16 @@ if TYPE_CHECKING:
 
     Runs = str | Path | Run
 
-# Options of verbs that print something else than the figures, or are given for each call.
+# Options that make a verb print something else than its figures, or that this module sets.
 NOT_HERE = ("help", "json", "distributed", "dry_run", "plan", "record", "recorded", "watch")
 ERROR = re.compile(rf"(usage: .*)?^{cli.PROGRAM}( \S+)?: error: ", re.DOTALL | re.MULTILINE)
-# Rich takes these for a terminal; kernels of notebooks set them, and a cell would show each frame.
+# Variables that make Rich draw as on a terminal. Notebooks' kernels set them, and a cell would show
+# each frame.
 TERMINALS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 
 
 class ApiError(ValueError):
-    """A call that can't be carried out: the one line that the verb ended with."""
+    """A call that failed; its text is the line that the verb ended with."""
 
     user_error = True
 
@@ -53,10 +55,10 @@ def train(study: str | Path, row: str | None = None, **options: Any) -> Run:
 
     Raises ApiError for bad options and values, and where the training fails.
     """
-    told = _told("train", study, row=row, **options)
+    output = _output("train", study, row=row, **options)
     from experiments.runs.runs import Run
 
-    return Run(Path(told["run"]).absolute())
+    return Run(Path(output["run"]).absolute())
 
 
 def sweep(*study: str | Path, rows: Sequence[str] = (), **options: Any) -> DataFrame:
@@ -68,7 +70,7 @@ def sweep(*study: str | Path, rows: Sequence[str] = (), **options: Any) -> DataF
     Returns a line a row, as the report's CSV has it: errors in percent with their intervals. A row
     that failed is there with its `state` and `reason`. Raises ApiError for bad options and values.
     """
-    return _frame(_told("sweep", *study, rows=rows, **options)["rows"])
+    return _frame(_output("sweep", *study, rows=rows, **options)["rows"])
 
 
 def table(*name: str, profile: str = "demo", rows: Sequence[str] = (), **options: Any) -> DataFrame:
@@ -80,10 +82,10 @@ def table(*name: str, profile: str = "demo", rows: Sequence[str] = (), **options
     Returns a line for each row and column of the tables, as the reports' CSV: the `printed` and the
     `measured` figure, the latter's interval, their difference. Raises ApiError, as `sweep`.
     """
-    found = _told("table", *name, profile=profile, rows=rows, **options)
+    documents = _output("table", *name, profile=profile, rows=rows, **options)
     from experiments.report import paper
 
-    return _frame([line for document in found for line in paper.lines(document)])
+    return _frame([line for document in documents for line in paper.lines(document)])
 
 
 def evaluate(*run: Runs, **options: Any) -> DataFrame:
@@ -95,7 +97,7 @@ def evaluate(*run: Runs, **options: Any) -> DataFrame:
     Returns a line for each run and protocol: n, and errors in percent with their intervals. Raises
     ApiError for unknown runs, bad options and unreadable images.
     """
-    return _frame(_told("evaluate", *run, **options))
+    return _frame(_output("evaluate", *run, **options))
 
 
 def transfer(*run: Runs, data: str | Path, **options: Any) -> DataFrame:
@@ -106,16 +108,16 @@ def transfer(*run: Runs, data: str | Path, **options: Any) -> DataFrame:
     Returns a line for each run and layer: `wrong`, percent of the test images, between `low` and
     `high`. Raises ApiError, as `evaluate`.
     """
-    return _frame(_told("transfer", *run, data=data, **options)["results"])
+    return _frame(_output("transfer", *run, data=data, **options)["results"])
 
 
 def results(*study: str | Path, **options: Any) -> DataFrame:
-    """What is there already; nothing is trained.
+    """The results so far; nothing is trained.
 
-    Returns of studies what `sweep` returns, and without a study a line for each run of the folder:
-    its id, study, row, state, step, loss, and error in percent. Raises ApiError for a bad study.
+    For studies it returns what `sweep` does; without one, a line for each run of the folder: its
+    id, study, row, state, step, loss, and error in percent. Raises ApiError for a bad study.
     """
-    return _frame(_told("report" if study else "status", *study, **options)["rows"])
+    return _frame(_output("report" if study else "status", *study, **options)["rows"])
 
 
 def _frame(lines: Sequence[Mapping[str, Any]]) -> DataFrame:
@@ -124,8 +126,8 @@ def _frame(lines: Sequence[Mapping[str, Any]]) -> DataFrame:
     return DataFrame(list(lines))
 
 
-def _told(verb: str, *positional: Runs, **options: Any) -> Any:
-    """What a verb prints with --json."""
+def _output(verb: str, *positional: Runs, **options: Any) -> Any:
+    """The document that a verb prints with --json."""
     import json
 
     if verb != "train":
@@ -134,14 +136,14 @@ def _told(verb: str, *positional: Runs, **options: Any) -> Any:
         raise ApiError(
             f"{verb}(backend='slurm') returns figures: add wait=True, or use the command"
         )
-    named = [str(getattr(one, "folder", one)) for one in positional]
-    words = [verb, *named, *_words(verb, options), "--json"]
+    runs = [str(getattr(run, "folder", run)) for run in positional]
+    words = [verb, *runs, *_words(verb, options), "--json"]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
-        status, said = _run(words, out)
+        status, error = _run(words, out)
         out.seek(0)
         printed = out.read()
     if status == 2 or not printed:
-        raise ApiError(said if status == 2 else f"{verb} ended with status {status}: {said}")
+        raise ApiError(error if status == 2 else f"{verb} ended with status {status}: {error}")
     return json.loads(printed)
 
 
@@ -158,18 +160,18 @@ def _need_pandas() -> None:
 def _words(verb: str, options: Mapping[str, Any]) -> list[str]:
     """Keywords as words of the command line."""
     parser = cli.parser_of(verb)
-    known = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in NOT_HERE}
-    found: list[str] = []
+    flags = {a.dest: a for a in parser._actions if a.option_strings and a.dest not in NOT_HERE}
+    words: list[str] = []
     for name, value in options.items():
-        if "set" in known and ("__" in name or "." in name):
-            found += ["--set", f"{name.replace('__', '.')}={_text(value)}"]
-        elif name in known:
-            found += _option(known[name], value)
+        if "set" in flags and ("__" in name or "." in name):
+            words += ["--set", f"{name.replace('__', '.')}={_text(value)}"]
+        elif name in flags:
+            words += _option(flags[name], value)
         else:
-            hint = nearest("did you mean {!r}?", name, known) or f"there are: {', '.join(known)}"
-            keys = "; a key of the config has __ for its dot" if "set" in known else ""
+            hint = nearest("did you mean {!r}?", name, flags) or f"there are: {', '.join(flags)}"
+            keys = "; a key of the config has __ for its dot" if "set" in flags else ""
             raise ApiError(f"{verb}() has no keyword {name!r}; {hint}{keys}")
-    return found
+    return words
 
 
 def _option(action: argparse.Action, value: Any) -> Iterator[str]:
@@ -184,18 +186,18 @@ def _option(action: argparse.Action, value: Any) -> Iterator[str]:
         if several:
             yield from (option, *map(str, several))
     elif isinstance(value, Mapping):  # KEY=VALUE, for each
-        for key, one in value.items():
-            text = _values(one) if action.dest == "grid" else _text(one)
+        for key, item in value.items():
+            text = _values(item) if action.dest == "grid" else _text(item)
             yield from (option, f"{key}={text}")
     elif isinstance(action, argparse._AppendAction):
-        for one in [value] if isinstance(value, str) else value:
-            yield from (option, str(one))
+        for item in [value] if isinstance(value, str) else value:
+            yield from (option, str(item))
     else:
         yield from (option, _text(value))
 
 
 def _text(value: Any) -> str:
-    """A value as it is typed; several with commas between."""
+    """A value as it is typed on the command line; several with commas between."""
     if not isinstance(value, list | tuple):
         return str(value)
     if any(isinstance(part, list | tuple) for part in value):
@@ -211,7 +213,7 @@ def _values(values: Any) -> str:
 
 
 def _run(words: Sequence[str], out: IO[str]) -> tuple[int, str]:
-    """Runs the command and prints what it says: (exit status, the error that it ended with)."""
+    """Runs the command, and prints its messages; (exit status, the error that it ended with)."""
     process = subprocess.Popen(
         [*devices.PYTHON, "-m", "launch", *words],
         stdin=subprocess.DEVNULL,

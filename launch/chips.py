@@ -1,7 +1,7 @@
-"""Accelerators that need not be there: what they can do at most, and a mesh of them.
+"""Accelerators that need not be present: their limits, and a mesh of them.
 
-To estimate for them nothing is needed. XLA compiles for them where their plugin is installed:
-libtpu for TPUs, jax-cuda12-plugin and jax-cuda12-pjrt for NVIDIA's GPUs. Nothing runs.
+Estimates need nothing installed. XLA compiles for them where their plugin is installed: libtpu for
+TPUs, jax-cuda12-plugin and jax-cuda12-pjrt for NVIDIA's GPUs. Nothing runs.
 """
 
 from __future__ import annotations
@@ -22,17 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chip:
-    """One device's limits, as its maker's public documents state them.
+    """One device's limits, as its maker's public documents state them."""
 
-    peak: bfloat16 operations a second. hbm, memory: bytes a second, and bytes, of its main memory.
-    link: bytes a second that it can send to the others. gpu: what XLA is told of a GPU.
-    """
-
-    peak: float
-    hbm: float
-    memory: float
-    link: float
-    gpu: str = ""
+    peak: float  # bfloat16 operations a second
+    hbm: float  # bytes a second of its main memory
+    memory: float  # bytes
+    link: float  # bytes a second that it can send to other devices
+    gpu: str = ""  # the description of a GPU for XLA; '' for a TPU
 
     @property
     def platform(self) -> str:
@@ -111,16 +107,16 @@ PLUGINS = {"tpu": "libtpu", "cuda": "jax-cuda12-plugin jax-cuda12-pjrt"}
 
 @dataclass(frozen=True)
 class Absent:
-    """So many chips of one kind: `v5e:2x4`, or `2*v5e:2x4`, two slices of them; `h100:8`, or
-    `2*h100:8`, two machines with eight each."""
+    """Chips of one kind: `v5e:2x4`, or `2*v5e:2x4` for two slices of them; `h100:8`, or
+    `2*h100:8` for two machines with eight each."""
 
     name: str
 
     @property
     def _parts(self) -> tuple[str, str, str]:
-        found = NAME.fullmatch(self.name)
-        assert found is not None
-        slices, tpu, shape, gpu, number = found.groups()
+        match = NAME.fullmatch(self.name)
+        assert match is not None
+        slices, tpu, shape, gpu, number = match.groups()
         return slices or "1", tpu or gpu, shape or number
 
     @property
@@ -157,11 +153,11 @@ class Absent:
         if slices != "1" and not self.chip.gpu:
             options["num_slices"] = int(slices)
         try:
-            found = topologies.get_topology_desc(platform=self.chip.platform, **options).devices
+            chips = topologies.get_topology_desc(platform=self.chip.platform, **options).devices
         except Exception as error:  # the plugin raises what it likes
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DeviceError(f"--chips {self.name}: {said[:200]}") from error
-        ordered = sorted(found, key=devices.by_place)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DeviceError(f"--chips {self.name}: {reason[:200]}") from error
+        ordered = sorted(chips, key=devices.by_place)
         return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
@@ -171,31 +167,31 @@ def parse(names: str) -> list[Absent]:
     Raises:
         DeviceError: a name of another form, or an unknown kind.
     """
-    found = []
+    absent = []
     for name in names.split(","):
         if not NAME.fullmatch(name):
-            known = ", ".join(CHIPS)
+            kinds = ", ".join(CHIPS)
             raise DeviceError(
                 f"--chips {name}: expected KIND:SHAPE, such as {EXAMPLE} or 2*{EXAMPLE} for two "
-                f"slices, or KIND:NUMBER, such as {GPU_EXAMPLE}; KIND is one of {known}"
+                f"slices, or KIND:NUMBER, such as {GPU_EXAMPLE}; KIND is one of {kinds}"
             )
-        found.append(Absent(name))
-    return found
+        absent.append(Absent(name))
+    return absent
 
 
 def check_plugins(chips: Sequence[Absent]) -> None:
     """Raises DeviceError where what compiles for one of them is not installed."""
-    for one in chips:
-        platform = one.chip.platform
+    for absent in chips:
+        platform = absent.chip.platform
         if not devices.plugins(platform):
             raise DeviceError(
-                f"--chips {one.name}: compiling for what is not there needs a plugin: "
+                f"--chips {absent.name}: compiling for what is not there needs a plugin: "
                 f"pip install {PLUGINS[platform]}"
             )
 
 
 def without_accelerators() -> dict[str, str]:
-    """What keeps a process that compiles for absent chips from looking for present ones."""
+    """The environment that keeps a process, which compiles for absent chips, off present ones."""
     return {
         "JAX_PLATFORMS": "cpu",
         "CUDA_VISIBLE_DEVICES": "-1",

@@ -45,13 +45,13 @@ print(json.dumps({"platform": jax.default_backend(), "count": jax.local_device_c
                   "kind": first.device_kind}))
 """
 PROBE_SECONDS = 120.0  # a cold GPU or TPU takes tens of seconds
-# Of $GLIBC_TUNABLES: a step's temporary arrays are new memory each time, and on CPU a sixth of its
-# time went into their page faults.
+# For $GLIBC_TUNABLES: a step's temporary arrays are new memory each time, and on a CPU a sixth of
+# its time went into page faults.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-# Of platforms that $JAX_PLATFORMS can name: what JAX needs for them, and what installs that.
+# A platform of $JAX_PLATFORMS, which is also the extra that installs it -> packages JAX needs.
 PLUGINS = {"cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}
-# For processes of our own: the folder they are started in is not where their modules are.
+# How this project starts Python: no modules are imported from the folder it is started in.
 PYTHON = (sys.executable, "-P")
 
 
@@ -69,18 +69,18 @@ class Slot:
     device: int | None = None
 
 
-def environment(slot: Slot, given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of a process of our own on a slot. given: of the process that starts it."""
+def environment(slot: Slot, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a process on a slot. base: that of the process that starts it."""
     root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, given.get("PYTHONPATH"))))
-    pages = given.get("GLIBC_TUNABLES", HUGE_PAGES)
-    found = {**given, "GLIBC_TUNABLES": pages, "PYTHONPATH": path}
+    path = os.pathsep.join(filter(None, (root, base.get("PYTHONPATH"))))
+    pages = base.get("GLIBC_TUNABLES", HUGE_PAGES)
+    env = {**base, "GLIBC_TUNABLES": pages, "PYTHONPATH": path}
     if slot.cores:
-        found["CNN_DEPTH_CORES"] = ",".join(map(str, slot.cores))
+        env["CNN_DEPTH_CORES"] = ",".join(map(str, slot.cores))
     if slot.device is not None:
         names = os.environ.get("CUDA_VISIBLE_DEVICES")  # of the GPUs that this process may use
-        found["CUDA_VISIBLE_DEVICES"] = names.split(",")[slot.device] if names else str(slot.device)
-    return found
+        env["CUDA_VISIBLE_DEVICES"] = names.split(",")[slot.device] if names else str(slot.device)
+    return env
 
 
 def run_code(
@@ -98,24 +98,21 @@ def run_code(
     )
 
 
-def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line of a program's errors; its exit status where it said nothing."""
-    said = done.stderr.strip().splitlines()
-    return said[-1].strip() if said else f"exit status {done.returncode}"
+def last_words(process: subprocess.CompletedProcess[str]) -> str:
+    """The last line of a program's standard error; without one, its exit status."""
+    lines = process.stderr.strip().splitlines()
+    return lines[-1].strip() if lines else f"exit status {process.returncode}"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a process on a slot found: platform, local devices, training MACs a second.
-
-    memory: bytes that a device lets a program have, where it says; kind: what it calls itself.
-    """
+    """The devices that a process on a slot found."""
 
     platform: str
-    count: int
-    macs_per_s: float
-    memory: int | None = None
-    kind: str = ""
+    count: int  # of local devices
+    macs_per_s: float  # multiply-adds a second of training, measured
+    memory: int | None = None  # bytes of a device that a program may have; None if it does not say
+    kind: str = ""  # the device's own name
 
 
 def probe(slot: Slot) -> Probe:
@@ -124,14 +121,14 @@ def probe(slot: Slot) -> Probe:
     Raises DeviceError where JAX does not start; `cnn-depth doctor` says more.
     """
     try:
-        done = run_code(PROBE, environment=environment(slot), seconds=PROBE_SECONDS)
+        process = run_code(PROBE, environment=environment(slot), seconds=PROBE_SECONDS)
     except subprocess.TimeoutExpired as error:
-        told = f"JAX did not start within {PROBE_SECONDS:g} s; see `cnn-depth doctor`"
-        raise DeviceError(told) from error
-    if done.returncode:
-        _, ours, said = last_words(done).partition("DeviceError: ")
-        raise DeviceError(said if ours else _trouble(last_words(done)))
-    return Probe(**json.loads(done.stdout.strip().splitlines()[-1]))
+        message = f"JAX did not start within {PROBE_SECONDS:g} s; see `cnn-depth doctor`"
+        raise DeviceError(message) from error
+    if process.returncode:
+        _, ours, reason = last_words(process).partition("DeviceError: ")
+        raise DeviceError(reason if ours else _trouble(last_words(process)))
+    return Probe(**json.loads(process.stdout.strip().splitlines()[-1]))
 
 
 def cpu_slots(number: int) -> list[Slot]:
@@ -144,15 +141,15 @@ def cpu_slots(number: int) -> list[Slot]:
     return [Slot(cores=tuple(cores[start : start + share])) for start in starts]
 
 
-def slots(found: Probe, number: int, parallel: int | None) -> list[Slot]:
+def slots(probed: Probe, number: int, parallel: int | None) -> list[Slot]:
     """Shares for `number` processes: of the cores, or one accelerator each.
 
     A TPU host's chips belong to one process at a time. `parallel` is what the user asked for.
     """
-    if found.platform == "cpu":
+    if probed.platform == "cpu":
         return cpu_slots(number)
-    if found.platform in ("gpu", "cuda", "rocm"):
-        return [Slot(device=i) for i in range(min(found.count, parallel or found.count))]
+    if probed.platform in ("gpu", "cuda", "rocm"):
+        return [Slot(device=i) for i in range(min(probed.count, parallel or probed.count))]
     return [Slot()]
 
 
@@ -169,40 +166,40 @@ def start() -> list[Any]:
         raise DeviceError(_trouble(str(error))) from error
 
 
-def _trouble(said: str) -> str:
-    """What is wrong where JAX does not start, and what can be done. said: JAX's own words."""
-    wanted = os.environ.get("JAX_PLATFORMS", "")
-    what = f"JAX_PLATFORMS={wanted} does not start" if wanted else "JAX does not start here"
-    said = " ".join(said.partition("(set JAX_PLATFORMS")[0].split())
-    return f"{what} ({said or 'there is no such device'}); {mend(os.environ)}"
+def _trouble(message: str) -> str:
+    """Why JAX does not start, and what can be done. message: JAX's own error."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    fault = f"JAX_PLATFORMS={platforms} does not start" if platforms else "JAX does not start here"
+    message = " ".join(message.partition("(set JAX_PLATFORMS")[0].split())
+    return f"{fault} ({message or 'there is no such device'}); {mend(os.environ)}"
 
 
 def mend(environment: Mapping[str, str]) -> str:
-    """What to do where JAX does not start with the platforms that $JAX_PLATFORMS names."""
-    wanted = environment.get("JAX_PLATFORMS", "")
-    if not wanted:
+    """Advice for a JAX that does not start with the platforms of $JAX_PLATFORMS."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if not platforms:
         return "see `cnn-depth doctor`"
     from input_pipeline.errors import INSTALL
 
-    found = "unset JAX_PLATFORMS, and JAX takes what there is"
-    for name in wanted.split(","):
+    advice = "unset JAX_PLATFORMS, and JAX takes what there is"
+    for name in platforms.split(","):
         platform = {"gpu": "cuda"}.get(name, name)
         if platform == "cuda" and not NVIDIA_DRIVER.exists():
-            found += "; this machine has no NVIDIA driver"
+            advice += "; this machine has no NVIDIA driver"
         elif platform in PLUGINS and not plugins(platform):
-            found += f"; or install what it names: {INSTALL.format(platform)}"
+            advice += f"; or install what it names: {INSTALL.format(platform)}"
         elif platform not in ("cpu", *PLUGINS):
-            found += f"; {name!r} is none of cpu, {', '.join(PLUGINS)}"
-    return found
+            advice += f"; {name!r} is none of cpu, {', '.join(PLUGINS)}"
+    return advice
 
 
 def plugins(platform: str) -> list[str]:
-    """Those of the packages that JAX needs for a platform that are installed."""
+    """The installed packages among those that JAX needs for a platform."""
     return [name for name in PLUGINS[platform] if version(name)]
 
 
 def version(distribution: str) -> str | None:
-    """Of an installed package; None if it is not installed."""
+    """The version of an installed package; None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -210,7 +207,7 @@ def version(distribution: str) -> str | None:
 
 
 def use_cpu_only() -> None:
-    """Keeps JAX in this process, and not in those it starts, off the accelerators."""
+    """Keeps JAX off the accelerators in this process, but not in those that it starts."""
     set_up()
     import jax
 
@@ -235,18 +232,19 @@ def set_up() -> None:
 
 
 def _mend_cache() -> None:
-    """Has entries of the compilation cache that can't be read or written deleted, and told once.
+    """Makes JAX delete entries of its compilation cache that can't be read or written; the first
+    of each is reported.
 
-    JAX never replaces one that is there, and warns of it in every process that needs it.
+    JAX itself never replaces a damaged entry, and warns of it in every process that needs it.
     """
     import jax
     from jax._src import compilation_cache
 
     if hasattr(compilation_cache.get_executable_and_time, "__wrapped__"):
         return
-    told: set[str] = set()
+    reported: set[str] = set()
 
-    def mended(original: Callable[..., Any], what: str, instead: Any) -> Callable[..., Any]:
+    def mended(original: Callable[..., Any], fault: str, instead: Any) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapped(key: str, *args: Any, **options: Any) -> Any:
             try:
@@ -256,10 +254,10 @@ def _mend_cache() -> None:
                 for file in (entry, entry.with_name(f"{key}-atime")):
                     with suppress(OSError):
                         file.unlink()
-                if what not in told:
-                    told.add(what)
+                if fault not in reported:
+                    reported.add(fault)
                     first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                    print(f"compilation cache: {entry} {what} ({first})", file=sys.stderr)
+                    print(f"compilation cache: {entry} {fault} ({first})", file=sys.stderr)
                 return instead
 
         return wrapped
@@ -279,10 +277,11 @@ BEFORE_STEPS = ("launched", "locked", "seeded", "start")
 
 @contextmanager
 def starting() -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A run's start: until what this gives hears of an event of its steps, or until the end.
+    """Switches garbage collection off for a run's start. Yields a function for the run's events,
+    which switches it on again at the first event of its steps.
 
-    Importing JAX and tracing a step make millions of objects that stay; Python does not look for
-    cycles among them meanwhile, which takes a sixth of the time.
+    Importing JAX and tracing a step make millions of objects that stay. To look for cycles among
+    them takes a sixth of the time.
     """
 
     def on_event(event: Mapping[str, Any]) -> None:
@@ -302,7 +301,7 @@ COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX
 
 
 def one_of(index: int, count: int, address: str) -> dict[str, str]:
-    """What makes a process one of several, in its environment. address: HOST:PORT of the first."""
+    """The variables that make a process one of several. address: HOST:PORT of the first one."""
     return {COORDINATOR: address, COUNT: str(count), INDEX: str(index)}
 
 
@@ -316,42 +315,42 @@ def place(*, slurm: bool = False) -> tuple[int, int]:
 
 
 def join(*, slurm: bool = False, detect: bool = False) -> None:
-    """Makes this process one of the several of a job, where it is; before JAX starts in it.
+    """Connects this process with the others of its job, if there are any, before JAX starts.
 
-    $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID say so (as local runs of
-    several processes do); slurm: else Slurm's environment, in a task of a step; detect: else
-    whatever JAX finds (TPU pods, Kubernetes, Open MPI).
+    $JAX_COORDINATOR_ADDRESS, $JAX_NUM_PROCESSES and $JAX_PROCESS_ID say which they are; local runs
+    of several processes set these. slurm: else Slurm's environment says so, in a task of a step.
+    detect: else JAX looks for them itself (TPU pods, Kubernetes, Open MPI).
 
-    Raises DeviceError where some of these variables are missing, or the others are not found.
+    Raises DeviceError where only some of the variables are set, or the others do not answer.
     """
     if "jax" in sys.modules:
         import jax
 
         if jax.distributed.is_initialized():
             return
-    given = [name for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)]
-    how: dict[str, Any]
-    if len(given) == 3:
-        how = {
+    names = [name for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)]
+    options: dict[str, Any]
+    if len(names) == 3:
+        options = {
             "coordinator_address": os.environ[COORDINATOR],
             "num_processes": int(os.environ[COUNT]),
             "process_id": int(os.environ[INDEX]),
             "cluster_detection_method": "deactivate",
         }
-    elif given:
-        raise DeviceError(f"of {COORDINATOR}, {COUNT} and {INDEX}, only {given[0]} is set")
+    elif names:
+        raise DeviceError(f"of {COORDINATOR}, {COUNT} and {INDEX}, only {names[0]} is set")
     elif slurm and place(slurm=True)[1] > 1:
-        how = {"cluster_detection_method": "slurm", "local_device_ids": _of_slurm_task()}
+        options = {"cluster_detection_method": "slurm", "local_device_ids": _of_slurm_task()}
     elif detect:
-        how = {}
+        options = {}
     else:
         return
     import jax
 
-    # A signal is the worker's, which says at which step all stop.
+    # The worker handles signals itself, and says at which step all processes stop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**how, initialization_timeout=JOIN_SECONDS)
+        jax.distributed.initialize(**options, initialization_timeout=JOIN_SECONDS)
     except (RuntimeError, ValueError) as error:
         raise DeviceError(f"the processes of this job do not find each other: {error}") from error
     os.environ |= one_of(jax.process_index(), jax.process_count(), os.environ.get(COORDINATOR, ""))
@@ -361,17 +360,17 @@ def _of_slurm_task() -> list[int]:
     """A task's part of its node's GPUs, by number; [0] where there are none."""
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
     tasks = int(os.environ["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0])
-    own = max(1, gpus // tasks)
+    share = max(1, gpus // tasks)
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if 0 < len(visible) <= own:  # bound to this task by Slurm
+    if 0 < len(visible) <= share:  # bound to this task by Slurm
         return list(range(len(visible)))
-    start = int(os.environ["SLURM_LOCALID"]) * own
-    return list(range(start, start + own))
+    start = int(os.environ["SLURM_LOCALID"]) * share
+    return list(range(start, start + share))
 
 
 def by_place(device: Any) -> tuple[int, int, int]:
-    """Orders devices so that a process's are side by side, as its part of a batch is, and those of
-    a slice of TPUs too, whose links are faster than the network between slices."""
+    """A key that sorts devices by TPU slice and process. The parts of a batch lie side by side
+    likewise, and links within a slice are faster than the network between slices."""
     return getattr(device, "slice_index", 0), device.process_index, device.id
 
 
@@ -383,8 +382,8 @@ def mesh(count: int | None = None) -> Mesh:
     import numpy as np
     from jax.sharding import AxisType, Mesh
 
-    found = start()
-    if count is not None and not 1 <= count <= len(found):
-        raise DeviceError(f"--devices {count}: there are {len(found)}")
-    found = sorted(found[:count], key=by_place)
-    return Mesh(np.array(found), ("data",), axis_types=(AxisType.Auto,))
+    devices = start()
+    if count is not None and not 1 <= count <= len(devices):
+        raise DeviceError(f"--devices {count}: there are {len(devices)}")
+    devices = sorted(devices[:count], key=by_place)
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))

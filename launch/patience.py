@@ -1,4 +1,4 @@
-"""A word to whoever waits at a terminal."""
+"""A message for a person who waits at a terminal."""
 
 import sys
 import threading
@@ -9,14 +9,14 @@ SECONDS = 1.0  # of silence
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Says on standard error, if that is a terminal, what takes longer than SECONDS.
+def waiting(activity: str) -> Iterator[None]:
+    """Prints the activity on standard error, if that is a terminal and it takes over SECONDS.
 
-    It imports nothing heavy, so that it can hold the imports that take so long.
+    The module imports nothing heavy, so that slow imports can be inside.
     """
 
     def say() -> None:
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        print(f"{activity} ...", file=sys.stderr, flush=True)
 
     timer = threading.Timer(SECONDS, say)
     timer.daemon = True

@@ -17,26 +17,25 @@ from launch.console import at_times, bars, say
 from launch.planning.estimate import Remaining
 from launch.planning.graph import Job
 
-WHOLE_SECONDS = 60.0  # and about all of them
-RECKONED_SECONDS = 5.0  # between two times that what is left of all is reckoned
+WHOLE_SECONDS = 60.0  # between lines about all runs where bars can't be drawn
+RECKONED_SECONDS = 5.0  # between computations of the time left of all runs
 
 
 class _Left(ProgressColumn):
-    """Time left of a row, from its own rate once it trains, from the estimate before; or of all."""
+    """Time left: of a row by its estimate, once it trains by its own rate; or of all rows."""
 
     max_refresh = 0.5
 
     def render(self, task: Task) -> RenderableType:
-        left = task.fields["left"]
-        left = left() if callable(left) else left
-        return Text(f"{clock(left)} left" if left is not None else "", style="progress.remaining")
+        eta = task.fields["left"]
+        eta = eta() if callable(eta) else eta
+        return Text(f"{clock(eta)} left" if eta is not None else "", style="progress.remaining")
 
 
 class Watch:
     """Shows events of jobs. Use as a context manager, and hand `on_event` to the executor.
 
-    estimates: expected seconds of each run id, where they could be made. slots: how many jobs
-    there are at once.
+    estimates: run id -> expected seconds, empty without estimates. slots: jobs at once.
     """
 
     def __init__(
@@ -46,20 +45,22 @@ class Watch:
         self.estimates = estimates
         self.total = len(jobs)
         self.remaining = Remaining(jobs, estimates, slots) if estimates else None
-        self.told = time.monotonic()  # when all that is left was last told
-        self.known: tuple[float, float] | None = None  # seconds left of all, and when they were
-        self.whole: TaskID | None = None
-        self.done = 0
+        self.line_time = time.monotonic()  # of the last line about all runs
+        self.reckoned: tuple[float, float] | None = (
+            None  # (seconds left of all runs, when computed)
+        )
+        self.total_task: TaskID | None = None
+        self.ended = 0
         self.tasks: dict[str, TaskID] = {}
         self.started: dict[str, float] = {}
-        self.tell: dict[str, Callable[[str], None]] = {}  # of each run, at times
+        self.tell: dict[str, Callable[[str], None]] = {}  # run id -> prints a line at times
         state = TextColumn("{task.fields[state]}")
         description = TextColumn("{task.description}")
         self.bars = bars(console, description, BarColumn(bar_width=24), state, _Left())
 
     def __enter__(self) -> Watch:
         if self.total > 1:
-            self.whole = self.bars.add_task(
+            self.total_task = self.bars.add_task(
                 f"all {self.total} runs", total=self.total, state="0 done", left=self.left
             )
         self.bars.start()
@@ -79,22 +80,22 @@ class Watch:
             elif kind in ("finished", "failed", "blocked"):
                 self.remaining.end(job.run.id, finished=kind == "finished")
         getattr(self, "_" + kind)(job, event)
-        if not self.console.is_terminal and time.monotonic() - self.told > WHOLE_SECONDS:
-            self.told = time.monotonic()
+        if not self.console.is_terminal and time.monotonic() - self.line_time > WHOLE_SECONDS:
+            self.line_time = time.monotonic()
             if self.total > 1 and self.left() is not None:
                 say(
                     self.console,
-                    f"{self.done} of {self.total} runs done, {clock(self.left())} left",
+                    f"{self.ended} of {self.total} runs done, {clock(self.left())} left",
                 )
 
     def left(self) -> float | None:
-        """Seconds until all jobs have ended, None where nobody knows."""
+        """Seconds until all jobs have ended; None without estimates."""
         if self.remaining is None:
             return None
         now = time.monotonic()
-        if self.known is None or now - self.known[1] > RECKONED_SECONDS:
-            self.known = self.remaining.seconds(), now
-        seconds, when = self.known
+        if self.reckoned is None or now - self.reckoned[1] > RECKONED_SECONDS:
+            self.reckoned = self.remaining.seconds(), now
+        seconds, when = self.reckoned
         return max(0.0, seconds - (now - when))
 
     def _launched(self, job: Job, event: dict[str, Any]) -> None:
@@ -140,7 +141,7 @@ class Watch:
         self.console.print(Text(event["summary"], style="dim"))
 
     def _progress(self, job: Job, event: dict[str, Any]) -> None:
-        step, left = event["step"], event["left"]
+        step, seconds_left = event["step"], event["left"]
         state = f"{event['images_per_s']:,.0f} images/s"
         if event["loss"] is not None:
             state += f"  loss {event['loss']:.3f}"
@@ -148,17 +149,17 @@ class Watch:
             state += f"  error {event['error']:.1f}%"
         if event["bottleneck"]:
             state += f"  slowest: {event['bottleneck']}"
-        self.bars.update(self.tasks[job.run.id], completed=step, state=state, left=left)
-        shown = f"step {step} of {event['steps']}, {state}, {clock(left)} left"
+        self.bars.update(self.tasks[job.run.id], completed=step, state=state, left=seconds_left)
+        shown = f"step {step} of {event['steps']}, {state}, {clock(seconds_left)} left"
         self.tell[job.run.id](f"{job.name}: {shown}")
 
     def _finished(self, job: Job, event: dict[str, Any]) -> None:
         result = job.run.read("result") or {}
-        took = clock(time.monotonic() - self.started[job.run.id])
-        found = f"test error {error_of(result):.1f}%"
+        duration = clock(time.monotonic() - self.started[job.run.id])
+        figure = f"test error {error_of(result):.1f}%"
         if AVERAGED in result:
-            found = f"mean average precision {result[AVERAGED]:.1f}%"
-        self._close(job, f"{found}, loss {result['train_loss']:.3f}, {took}")
+            figure = f"mean average precision {result[AVERAGED]:.1f}%"
+        self._close(job, f"{figure}, loss {result['train_loss']:.3f}, {duration}")
 
     def _failed(self, job: Job, event: dict[str, Any]) -> None:
         self._close(job, f"failed: {event['reason']}")
@@ -167,9 +168,9 @@ class Watch:
         self._close(job, f"not run: {event['reason']}")
 
     def _close(self, job: Job, outcome: str) -> None:
-        self.done += 1
+        self.ended += 1
         if job.run.id in self.tasks:
             self.bars.remove_task(self.tasks.pop(job.run.id))
-        if self.whole is not None:
-            self.bars.update(self.whole, completed=self.done, state=f"{self.done} done")
-        say(self.console, f"[{self.done}/{self.total}] {job.name}: {outcome}")
+        if self.total_task is not None:
+            self.bars.update(self.total_task, completed=self.ended, state=f"{self.ended} done")
+        say(self.console, f"[{self.ended}/{self.total}] {job.name}: {outcome}")

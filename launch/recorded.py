@@ -1,4 +1,4 @@
-"""What `cnn-depth table --recorded` prints: printed, recorded and one's own figures, at once."""
+"""`cnn-depth table --recorded`: printed, recorded and one's own figures, side by side."""
 
 from __future__ import annotations
 
@@ -23,69 +23,71 @@ from launch.console import say
 def show(args: argparse.Namespace) -> int:
     """Prints the tables that the options of `cnn-depth table` name; 1 where nothing is recorded.
 
-    Raises ConfigError for options that --recorded has no use for.
+    Raises ConfigError for options that do not go with --recorded.
     """
-    given = [name for name in ("plan", "record", "rows", "all", "set") if getattr(args, name)]
-    if given:
-        raise ConfigError(f"--recorded prints whole tables and runs nothing: without --{given[0]}")
-    folder = runs.root(args.runs)  # whose reports have one's own figures
+    unused = [name for name in ("plan", "record", "rows", "all", "set") if getattr(args, name)]
+    if unused:
+        raise ConfigError(f"--recorded prints whole tables and runs nothing: without --{unused[0]}")
+    folder = runs.root(args.runs)  # its reports have one's own figures
     documents = [_document(table, folder) for table in papers.named(args.table)]
     if args.json:
         print(json.dumps(documents, indent=1, ensure_ascii=False))
     else:
-        for found in documents:
-            _print(found)
-    return 0 if any(found["recorded"] for found in documents) else 1
+        for document in documents:
+            _print(document)
+    return 0 if any(document["recorded"] for document in documents) else 1
 
 
 def _document(table: PaperTable, folder: Path) -> dict[str, Any]:
     """A table's rows with their printed, recorded and own figures, by column."""
-    found = recorded.read(table.name)
-    profile, own = recorded.own(table.name, table.paper, folder)
+    recorded_rows = recorded.read(table.name)
+    own_profile, own = recorded.own(table.name, table.paper, folder)
     rows = []
     for row in table.rows:
-        profiles = found.get(row.name) or {"": {"cells": {}, "runs": []}}
-        printed, mine = row.printed, own.get(row.name, {})
-        for of, entry in profiles.items():
+        profiles = recorded_rows.get(row.name) or {"": {"cells": {}, "runs": []}}
+        printed, own_cells = row.printed, own.get(row.name, {})
+        for profile, entry in profiles.items():
             cells = {
                 column.key: {
                     "printed": printed[column.key].text if column.key in printed else None,
                     "recorded": entry["cells"].get(column.key),
-                    "own": mine.get(column.key),
+                    "own": own_cells.get(column.key),
                 }
                 for column in table.columns
             }
-            printed, mine = {}, {}  # in the row's first line only
-            rows.append({"row": row.name, "profile": of, "cells": cells, "runs": entry["runs"]})
+            printed, own_cells = {}, {}  # in the row's first line only
+            rows.append(
+                {"row": row.name, "profile": profile, "cells": cells, "runs": entry["runs"]}
+            )
     return {
         "table": table.name,
         "title": table.title,
         "dataset": table.dataset,
         "columns": {column.key: f"{column.header}, {column.unit}" for column in table.columns},
         "rows": rows,
-        "recorded": bool(found),
-        "own_profile": profile,
+        "recorded": bool(recorded_rows),
+        "own_profile": own_profile,
     }
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(document: dict[str, Any]) -> None:
     console = Console()
-    title = visible(f"{found['title']} ({found['dataset']})")
-    to_terminal(Table(title, _columns(found), {"": found["rows"]}), console)
-    if not found["recorded"]:
-        say(console, f"Nothing is recorded of {found['table']}.")
+    title = visible(f"{document['title']} ({document['dataset']})")
+    to_terminal(Table(title, _columns(document), {"": document["rows"]}), console)
+    if not document["recorded"]:
+        say(console, f"Nothing is recorded of {document['table']}.")
         return
-    for row in found["rows"]:
+    for row in document["rows"]:
         if row["runs"]:
             say(console, _how(row))
-    told = (
+    legend = (
         "In brackets: 95% Wilson interval of the test errors of one run; ± is the deviation over "
     )
-    say(console, told + "seeds. --json gives configs, versions and curves.")
+    say(console, legend + "seeds. --json gives configs, versions and curves.")
 
 
-def _columns(found: dict[str, Any]) -> list[Column]:
-    """The row, and of each of the table's columns what is printed, recorded and one's own."""
+def _columns(document: dict[str, Any]) -> list[Column]:
+    """The row's column, and for each of the table's the printed, recorded and own figures."""
 
     def name(row: dict[str, Any]) -> Cell:
         shown = row["profile"] not in ("", "paper")
@@ -95,15 +97,15 @@ def _columns(found: dict[str, Any]) -> list[Column]:
         value = row["cells"][key][whose]
         return Cell(None, visible((value or "") if whose == "printed" else recorded.text(value)))
 
-    whose = {"printed": "printed", "recorded": "recorded"}
-    if found["own_profile"]:
-        whose["own"] = f"own ({found['own_profile']})"
+    headers = {"printed": "printed", "recorded": "recorded"}
+    if document["own_profile"]:
+        headers["own"] = f"own ({document['own_profile']})"
     return [
         Column("row", "", False, name),
         *(
-            Column(header, "", True, partial(figure, key, of), drop=place, group=group)
-            for place, (key, group) in enumerate(found["columns"].items(), 1)
-            for of, header in whose.items()
+            Column(header, "", True, partial(figure, key, whose), drop=place, group=group)
+            for place, (key, group) in enumerate(document["columns"].items(), 1)
+            for whose, header in headers.items()
         ),
     ]
 

@@ -1,8 +1,8 @@
 """The rows of a runs folder and how each of them stands, from any machine that sees the folder.
 
-What the run folders say comes first, what Slurm says second; nothing is kept between two looks,
-and nothing heavy is imported. Of rows that are not finished, Slurm is asked once for all. The
-states are those of `experiments.runs.state`.
+The run folders are read first, then Slurm is asked once about all rows that are not finished.
+Nothing is kept between two calls, and nothing heavy is imported. The states are those of
+`experiments.runs.state`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from experiments.text import clock, visible
 from launch.executors import squeue
 from launch.executors.squeue import Queued
 
-SILENT_SECONDS = 300.0  # without progress that are told of a running row
-THREADS = 16  # that read folders: most of it is waiting where the file system is another machine's
-# A row whose seeding run stands so will not be run before that one is.
+SILENT_SECONDS = 300.0  # without progress, after which a running row's reason says so
+THREADS = 16  # that read folders: on another machine's file system this is mostly waiting
+# States of a seeding run in which the rows that it seeds are blocked, as the reason puts them.
 NO_SEED = {
     "failed": "failed",
     "cancelled": "was cancelled",
@@ -38,16 +38,7 @@ NO_SEED = {
 
 @dataclass(frozen=True)
 class RowState:
-    """A row of a study and how it stands. Its texts can be printed as they are.
-
-    run: its id, the folder's name. seeding_run: the id of the run that seeds it, '' if none;
-    seeding_row: that one's row. doing: of a running one, `starting`, `statistics`, `training`,
-    `testing` or ''. loss, error (percent): of the test images once finished (the loss of the
-    training images), of the latest training batches before. rate: images a second. left: seconds
-    of work left. node: where it runs or last ran. job: its Slurm job, '' if none; in_slurm: that
-    waits, runs or is ending. unsure: only Slurm knows, and it does not answer. trained: its network
-    can seed others. created, ended: local times, the latter of finished rows.
-    """
+    """A row of a study and how it stands. Its texts can be printed as they are."""
 
     folder: Path
     study: str
@@ -55,25 +46,26 @@ class RowState:
     seed: int
     state: str
     reason: str = ""
-    doing: str = ""
+    doing: str = ""  # of a running row: starting, statistics, training, testing, or ''
     step: int | None = None
     steps: int | None = None
-    loss: float | None = None
-    error: float | None = None
-    rate: float | None = None
-    left: float | None = None
-    node: str = ""
-    job: str = ""
-    seeding_run: str = ""
-    seeding_row: str = ""
-    trained: bool = False
-    created: str = ""
-    ended: str = ""
-    unsure: bool = False
-    in_slurm: bool = False
+    loss: float | None = None  # of the training images; before the end, of the latest batches
+    error: float | None = None  # percent of the test images; before the end, of the latest batches
+    rate: float | None = None  # images a second
+    left: float | None = None  # seconds of work left
+    node: str = ""  # where it runs or last ran
+    job: str = ""  # its Slurm job; '' if none
+    seeding_run: str = ""  # the id of the run that seeds it; '' if none
+    seeding_row: str = ""  # that run's row
+    trained: bool = False  # its network can seed others
+    created: str = ""  # local time
+    ended: str = ""  # local time, of finished rows
+    unsure: bool = False  # only Slurm knows, and it does not answer
+    in_slurm: bool = False  # its job waits, runs or is ending
 
     @property
     def run(self) -> str:
+        """Its run id, the folder's name."""
         return self.folder.name
 
     @property
@@ -88,20 +80,17 @@ class RowState:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a folder, by study, seeding runs first, else as they were created.
-
-    slurm: `answered`, `not asked` (no unfinished row was given to it) or `does not answer`.
-    """
+    """The rows of a folder, by study, seeding runs first, else as they were created."""
 
     folder: Path
     rows: list[RowState]
-    slurm: str
+    slurm: str  # `answered`, `does not answer`, or `not asked`: no unfinished row is a Slurm job
 
 
 def count(rows: Iterable[RowState]) -> dict[str, int]:
     """State -> number of rows, in the order of STATES, without states that no row has."""
-    found = Counter(row.state for row in rows)
-    return {name: found[name] for name in STATES if found[name]}
+    numbers = Counter(row.state for row in rows)
+    return {name: numbers[name] for name in STATES if numbers[name]}
 
 
 def counted(rows: Iterable[RowState]) -> str:
@@ -110,50 +99,55 @@ def counted(rows: Iterable[RowState]) -> str:
 
 
 def read(folder: Path) -> Rows:
-    """The rows of a runs folder; runs of imported weights are none. Raises RunError without it."""
+    """The rows of a runs folder, without runs of imported weights. Raises RunError where the folder
+    can't be read."""
     try:
         with os.scandir(folder) as entries:
-            there = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
+            dirs = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
     except OSError as error:
         raise RunError(f"no runs can be read in '{folder}': {error.strerror}; see --runs") from None
-    seen = [s for s in _look_at_all([Path(e.path) for e in there]) if "imported" not in s.about]
-    found, told = _stand_all(seen)
-    return Rows(folder, _in_order(found, {s.folder.name: s.made for s in seen}), told)
+    looks = [
+        look for look in _look_at_all([Path(e.path) for e in dirs]) if "imported" not in look.about
+    ]
+    states, slurm = _stand_all(looks)
+    return Rows(folder, _in_order(states, {look.folder.name: look.made for look in looks}), slurm)
 
 
 def of_runs(runs: Iterable[Run]) -> dict[str, RowState]:
-    """How some runs stand, by run id; one whose folder is not there is not run."""
+    """How some runs stand, by run id; a run without a folder is `not run`."""
     folders = {run.id: run.folder for run in runs}
-    found, _ = _stand_all(_look_at_all(list(folders.values())))
-    rest = {i: RowState(f, "", i, 0, "not run") for i, f in folders.items() if i not in found}
-    return {**found, **rest}
+    states, _ = _stand_all(_look_at_all(list(folders.values())))
+    missing = {i: RowState(f, "", i, 0, "not run") for i, f in folders.items() if i not in states}
+    return {**states, **missing}
 
 
 def read_one(row: RowState) -> RowState:
-    """The row as it stands now. Whether its seeding run can be had is not looked at."""
-    seen = state.look(row.folder)
-    if seen is None:
+    """The row as it stands now; its seeding run is not looked at."""
+    look = state.look(row.folder)
+    if look is None:
         return replace(row, state="lost", reason="its folder is gone")
-    found, _ = _stand_all([seen])
-    return found[row.run]
+    states, _ = _stand_all([look])
+    return states[row.run]
 
 
-def _stand_all(seen: Sequence[Look]) -> tuple[dict[str, RowState], str]:
-    """How runs stand, by their ids, and what Slurm said; see `Rows`. It is asked once, for those
-    who gave it rows that are not finished."""
-    # A finished row may be tested yet; its job is asked for where its progress says so.
+def _stand_all(looks: Sequence[Look]) -> tuple[dict[str, RowState], str]:
+    """How runs stand, by id, and `Rows.slurm`. Slurm is asked once, about the jobs of all users
+    with rows that are not finished."""
+    # A finished row may still be tested; its fresh progress says so.
     users = {
-        str(s.contents.get("job", {}).get("user") or user())
-        for s in seen
-        if s.job and ("result" not in s.contents or s.fresh)
+        str(look.contents.get("job", {}).get("user") or user())
+        for look in looks
+        if look.job and ("result" not in look.contents or look.fresh)
     }
     queue = squeue.known(",".join(sorted(users))) if users else {}
-    told = "not asked" if not users else "does not answer" if queue is None else "answered"
-    found = {s.folder.name: _stand(s, queue) for s in seen}
+    slurm = "not asked" if not users else "does not answer" if queue is None else "answered"
+    states = {look.folder.name: _stand(look, queue) for look in looks}
     # A job may have ended between the look at its folder and the question to Slurm.
-    doubted = [s.folder for s in seen if found[s.folder.name].state in ("lost", "interrupted")]
-    found |= {s.folder.name: _stand(s, queue) for s in _look_at_all(doubted)}
-    return _with_blocked(_with_ends(found, queue or {})), told
+    doubted = [
+        look.folder for look in looks if states[look.folder.name].state in ("lost", "interrupted")
+    ]
+    states |= {look.folder.name: _stand(look, queue) for look in _look_at_all(doubted)}
+    return _with_blocked(_with_ends(states, queue or {})), slurm
 
 
 def load(folder: Path, name: str) -> dict[str, Any] | None:
@@ -165,9 +159,9 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def _look_at_all(folders: Sequence[Path]) -> list[Look]:
-    """Those that are runs'."""
+    """What the folders of runs hold; other folders are left out."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return [seen for seen in pool.map(state.look, folders) if seen is not None]
+        return [look for look in pool.map(state.look, folders) if look is not None]
 
 
 def user() -> str:
@@ -179,49 +173,49 @@ def user() -> str:
         return str(os.getuid())
 
 
-def _stand(seen: Look, queue: Mapping[str, Queued] | None) -> RowState:
-    """How a run stands, but for what its seeding run does to it."""
+def _stand(look: Look, queue: Mapping[str, Queued] | None) -> RowState:
+    """How a run stands, whatever its seeding run does."""
     try:
-        return _stood(seen, queue)
+        return _stood(look, queue)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{seen.folder} has a JSON file that is not as it is written here: {error}"
-        return RowState(seen.folder, "", seen.folder.name, 0, "unreadable", reason)
+        reason = f"{look.folder} has a JSON file that is not as it is written here: {error}"
+        return RowState(look.folder, "", look.folder.name, 0, "unreadable", reason)
 
 
-def _stood(seen: Look, queue: Mapping[str, Queued] | None) -> RowState:
-    """`_stand` of files that hold what they should."""
-    name, reason = state.decide(seen, queue)
-    about, progress = seen.about, seen.progress
-    silent = state.age(progress) if progress and progress.get("job") == seen.job else 0.0
+def _stood(look: Look, queue: Mapping[str, Queued] | None) -> RowState:
+    """`_stand` of a folder with well-formed files."""
+    name, reason = state.decide(look, queue)
+    about, progress = look.about, look.progress
+    silent = state.age(progress) if progress and progress.get("job") == look.job else 0.0
     if name == "running" and not reason and silent > SILENT_SECONDS:
         reason = f"silent for {clock(silent)}"
-    queued = (queue or {}).get(seen.job)
-    if queued is not None and state.left(seen, queued):
+    queued = (queue or {}).get(look.job)
+    if queued is not None and state.left(look, queued):
         queued = None
     seeding = about.get("seed_from") or {}
     node = (queued.node if queued is not None else "") or str(progress.get("host") or "")
     row = RowState(
-        folder=seen.folder,
+        folder=look.folder,
         study=visible(str(about.get("study") or "")),
-        row=visible(str(about.get("row") or about.get("name") or seen.folder.name)),
+        row=visible(str(about.get("row") or about.get("name") or look.folder.name)),
         seed=int(about.get("seed") or 0),
         state=name,
         reason=visible(reason),
         node=visible(node),
-        job=seen.job,
+        job=look.job,
         seeding_run=str(seeding.get("run") or ""),
         seeding_row=visible(str(seeding.get("row") or "")),
-        trained="result" in seen.contents,
+        trained="result" in look.contents,
         created=str(about.get("created") or ""),
         in_slurm=queued is not None and queued.active,
-        unsure=queue is None and bool(seen.job) and name in ("queued", "interrupted"),
+        unsure=queue is None and bool(look.job) and name in ("queued", "interrupted"),
     )
-    return replace(row, **_figures(seen, name))
+    return replace(row, **_figures(look, name))
 
 
-def _figures(seen: Look, name: str) -> dict[str, Any]:
-    """Step, loss and the like of a run in the state `name`, as fields of a RowState."""
-    progress, result = seen.progress, seen.contents.get("result")
+def _figures(look: Look, name: str) -> dict[str, Any]:
+    """Fields of a RowState such as step and loss, of a run in the state `name`."""
+    progress, result = look.progress, look.contents.get("result")
     if result is not None:
         return {
             "step": result.get("steps"),
@@ -232,22 +226,22 @@ def _figures(seen: Look, name: str) -> dict[str, Any]:
             "ended": str(result.get("finished") or ""),
             "doing": "testing" if name == "running" else "",
         }
-    told = progress
-    if not progress and "metrics.jsonl" in seen.files:
-        told = Run(seen.folder).last_logged()
-        told = {"loss": told.get("train_loss"), "error": told.get("train_error"), **told}
-    found: dict[str, Any] = {
-        "step": told.get("step"),
-        "steps": told.get("steps"),
-        "loss": _number(told.get("loss")),
-        "error": _number(told.get("error")),
+    figures = progress
+    if not progress and "metrics.jsonl" in look.files:
+        logged = Run(look.folder).last_logged()
+        figures = {"loss": logged.get("train_loss"), "error": logged.get("train_error"), **logged}
+    fields: dict[str, Any] = {
+        "step": figures.get("step"),
+        "steps": figures.get("steps"),
+        "loss": _number(figures.get("loss")),
+        "error": _number(figures.get("error")),
     }
     if name in ("running", "stopping"):
-        left = _number(progress.get("left"))
-        found["doing"] = visible(str(progress.get("state") or "")) if seen.fresh else ""
-        found["rate"] = _number(told.get("images_per_s"))
-        found["left"] = left if left is None else max(0.0, left - max(0.0, state.age(progress)))
-    return found
+        eta = _number(progress.get("left"))
+        fields["doing"] = visible(str(progress.get("state") or "")) if look.fresh else ""
+        fields["rate"] = _number(figures.get("images_per_s"))
+        fields["left"] = eta if eta is None else max(0.0, eta - max(0.0, state.age(progress)))
+    return fields
 
 
 def _number(value: Any) -> float | None:
@@ -255,13 +249,13 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _with_ends(found: Mapping[str, RowState], queue: Mapping[str, Queued]) -> dict[str, RowState]:
-    """The rows with what Slurm knows of the ends of jobs that are lost."""
-    lost = {row.job for row in found.values() if row.state == "lost" and row.job}
+def _with_ends(states: Mapping[str, RowState], queue: Mapping[str, Queued]) -> dict[str, RowState]:
+    """The rows; of lost ones the reason says how Slurm's job ended, where Slurm knows it."""
+    lost = {row.job for row in states.values() if row.state == "lost" and row.job}
     ends = {job: (queue[job].state, "") for job in lost if job in queue}
     ends |= squeue.ended(lost - ends.keys()) if lost - ends.keys() else {}
-    rows = dict(found)
-    for run, row in found.items():
+    rows = dict(states)
+    for run, row in states.items():
         if row.state == "lost" and row.job in ends:
             state, code = ends[row.job]
             status = f", exit status {code}" if code else ""
@@ -269,11 +263,11 @@ def _with_ends(found: Mapping[str, RowState], queue: Mapping[str, Queued]) -> di
     return rows
 
 
-def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
-    """The rows with those blocked whose seeding run, or that one's, will not come."""
+def _with_blocked(states: Mapping[str, RowState]) -> dict[str, RowState]:
+    """The rows, blocked where their seeding run, or one before it, will not be trained."""
     rows: dict[str, RowState] = {}
-    for run in found:
-        for row in line(run, found):
+    for run in states:
+        for row in line(run, states):
             seeding = rows.get(row.seeding_run)
             waits = row.state in ("not run", "lost") or (
                 row.state == "queued" and row.reason.startswith("Dependency")
@@ -283,29 +277,29 @@ def _with_blocked(found: Mapping[str, RowState]) -> dict[str, RowState]:
                 reason = f"its seeding run, {seeding.name}, {NO_SEED[seeding.state]}"
                 row = replace(row, state="blocked", reason=reason)
             rows.setdefault(row.run, row)
-    return {run: rows[run] for run in found}
+    return {run: rows[run] for run in states}
 
 
-def line(run: str, found: Mapping[str, RowState]) -> list[RowState]:
-    """A row and those before it: its seeding run's own, its seeding run, itself."""
-    line: dict[str, RowState] = {}
-    while run in found and run not in line:
-        line[run] = found[run]
-        run = found[run].seeding_run
-    return list(reversed(line.values()))
+def line(run: str, states: Mapping[str, RowState]) -> list[RowState]:
+    """The chain of seeding runs that ends in a row: the first one, ..., the row itself."""
+    chain: dict[str, RowState] = {}
+    while run in states and run not in chain:
+        chain[run] = states[run]
+        run = states[run].seeding_run
+    return list(reversed(chain.values()))
 
 
-def _in_order(found: Mapping[str, RowState], made: Mapping[str, int]) -> list[RowState]:
+def _in_order(states: Mapping[str, RowState], ranks: Mapping[str, int]) -> list[RowState]:
     """Rows by study, studies and rows as created, but seeding runs first.
 
-    made: orders rows that were created in the same second.
+    ranks: run id -> rank among rows that were created in the same second.
     """
-    rows = sorted(found.values(), key=lambda row: (row.created, made[row.run], row.name, row.run))
+    rows = sorted(states.values(), key=lambda row: (row.created, ranks[row.run], row.name, row.run))
     studies = {study: place for place, study in enumerate(dict.fromkeys(r.study for r in rows))}
     rows.sort(key=lambda row: studies[row.study])  # and within it as before
     order: dict[str, RowState] = {}
     for row in rows:
-        for one in line(row.run, found):
-            if one.study == row.study:
-                order.setdefault(one.run, one)
+        for member in line(row.run, states):
+            if member.study == row.study:
+                order.setdefault(member.run, member)
     return list(order.values())
