@@ -290,7 +290,7 @@ def _tree(jobs: Sequence[Job], plan: Plan) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
-    to_submit = {item.run.id: array for array in plan.arrays for item in array.items}
+    to_submit = {item.run.id for array in plan.arrays for item in array.items}
 
     def state(job: Job) -> str:
         if job.run.id in plan.queued:

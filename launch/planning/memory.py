@@ -129,11 +129,11 @@ def mends(
             split = {"train.accumulate": n} if n > t.accumulate else {}
             changes = {**split, **extra}
             if need(census, config, kind, devices, resident, changes).total <= memory:
-                fitting.append(changes)
+                if changes not in fitting:
+                    fitting.append(changes)
                 break
     fewest = min(map(len, fitting), default=0)
-    distinct = [changes for i, changes in enumerate(fitting) if changes not in fitting[:i]]
-    return [changes for changes in distinct if len(changes) == fewest]
+    return [changes for changes in fitting if len(changes) == fewest]
 
 
 def exchanges(census: Census, config: ml_collections.ConfigDict, devices: int) -> int:
