@@ -338,7 +338,8 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
             "cluster_detection_method": "deactivate",
         }
     elif names:
-        raise DeviceError(f"of {COORDINATOR}, {COUNT} and {INDEX}, only {names[0]} is set")
+        listed = " and ".join(names) + (" are set" if len(names) > 1 else " is set")
+        raise DeviceError(f"of {COORDINATOR}, {COUNT} and {INDEX}, only {listed}")
     elif slurm and place(slurm=True)[1] > 1:
         options = {"cluster_detection_method": "slurm", "local_device_ids": _of_slurm_task()}
     elif detect:

@@ -222,7 +222,10 @@ def test_one_process_needs_no_others(monkeypatch):
     devices.join()
     assert jax.process_count() == 1
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
-    with pytest.raises(devices.DeviceError, match="JAX_PROCESS_ID is set"):
+    with pytest.raises(devices.DeviceError, match="only JAX_PROCESS_ID is set"):
+        devices.join()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(devices.DeviceError, match="only JAX_NUM_PROCESSES and JAX_PROCESS_ID are"):
         devices.join()
 
 
