@@ -162,7 +162,7 @@ class Absent:
 
 
 def parse(names: str) -> list[Absent]:
-    """`v5e:1x1,v5e:2x4,h100:8`.
+    """The chips of a list of names, such as `v5e:1x1,v5e:2x4,h100:8`.
 
     Raises:
         DeviceError: a name of another form, or an unknown kind.

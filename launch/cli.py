@@ -11,8 +11,8 @@ and is imported only when it is used, so that `cnn-depth --help` starts nothing 
 
 Exit status: 0 done, 1 the verb's own "something is wrong", 2 bad input or a file that can't be
 written (one clear message), 130 interrupted, 141 the reader of the output went away. An exception
-that carries `user_error = True` is bad input, an OSError that says something about a disk is its;
-any other is a bug here, and shows its traceback.
+with `user_error = True` means bad input, an OSError about a disk means a file that can't be
+written. Any other is a bug here, and shows its traceback.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ MODULES["inspect"] = "launch.verbs.inspection"
 
 def entry() -> int:
     """The console script: `main` with the process around it (log noise, interrupts, pipes)."""
-    # XLA's chatter, and its alarms about slow compilations; what fails is raised, too.
+    # Silences XLA's notes, and its alarms about slow compilations; its errors are raised anyway.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Figures are drawn into files only; a notebook's backend, which its cells and terminals have
-    # in their environment, is none that Matplotlib could load here.
+    # Figures are drawn into files only. The environment may name a notebook's backend, which
+    # Matplotlib could not load here.
     os.environ["MPLBACKEND"] = "agg"
     if not _standard_streams():
         return _fail("standard output is closed")
@@ -93,8 +93,8 @@ def entry() -> int:
 
 
 def _take_huge_pages(words: Sequence[str]) -> None:
-    """Starts a verb that computes in this process anew, once, with the memory pages that sweeps'
-    processes have, unless the environment says which: glibc reads it when a process begins."""
+    """Restarts a verb that computes in this process, once, with the memory pages of sweeps'
+    processes: glibc reads $GLIBC_TUNABLES only when a process starts. If it is set, it stays."""
     named = "GLIBC_TUNABLES" in os.environ or sys.platform != "linux"
     if named or not words or words[0] not in COMPUTING or {"-h", "--help"} & {*words}:
         return
@@ -184,8 +184,8 @@ def _fail(message: str) -> int:
 
 
 def _standard_streams() -> bool:
-    """Whether stdout is open. The others' numbers are taken where they are closed: the next file
-    that is opened would have them."""
+    """Whether stdout is open. Opens stdin and stderr on the null device where they are closed:
+    the next file that is opened would take their numbers."""
     for number, stream in ((0, sys.stdin), (2, sys.stderr)):
         if stream is None:
             null = os.open(os.devnull, os.O_RDWR)
@@ -197,7 +197,7 @@ def _standard_streams() -> bool:
 
 
 def _stdout_fails(error: OSError) -> bool:
-    """Whether it says that stdout can't be written: its reader has gone, or its disk is full."""
+    """Whether an error means that stdout can't be written: its reader is gone, or a disk full."""
     import select
 
     if error.filename is not None:

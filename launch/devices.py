@@ -144,7 +144,7 @@ def cpu_slots(number: int) -> list[Slot]:
 def slots(probed: Probe, number: int, parallel: int | None) -> list[Slot]:
     """Shares for `number` processes: of the cores, or one accelerator each.
 
-    A TPU host's chips belong to one process at a time. `parallel` is what the user asked for.
+    A TPU host's chips belong to one process at a time. parallel: the user's `--parallel`.
     """
     if probed.platform == "cpu":
         return cpu_slots(number)
@@ -306,7 +306,7 @@ def one_of(index: int, count: int, address: str) -> dict[str, str]:
 
 
 def place(*, slurm: bool = False) -> tuple[int, int]:
-    """(i, n): this process is the i-th of n, as the environment says. The argument is `join`'s."""
+    """(i, n): this process is the i-th of n, as the environment says. slurm: see `join`."""
     if os.environ.get(INDEX):
         return int(os.environ[INDEX]), int(os.environ.get(COUNT) or 1)
     if slurm:

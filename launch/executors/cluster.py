@@ -1,4 +1,4 @@
-"""What a Slurm job of ours asks for: a small TOML of a cluster's defaults, and options over it.
+"""What a job asks Slurm for: a small TOML with a cluster's defaults, and options that override it.
 
 partition = "gpu"
 nodes = 2                    # hosts a job

@@ -46,8 +46,8 @@ def run(
     """Runs jobs that are not done, as many at once as there are slots.
 
     processes: of each job, which train it together, each on a part of the slot's cores.
-    `on_event(job, event)` hears of each job `launched`, `start`, `progress`, `testing`, `locked`,
-    `finished`, `failed` and `blocked` (its seeding run failed). Returns the reason for each run id
+    `on_event(job, event)` gets each job's `launched`, `start`, `progress`, `testing`, `locked`,
+    `finished`, `failed` and `blocked` (its seeding run failed). Returns run id -> reason of those
     that did not finish. An interrupt lets the workers save and leave first.
     """
     waiting = {job.run.id: job for job in jobs if not job.done}
@@ -97,8 +97,8 @@ def run(
 
 
 def blocked(job: Job, failed: Collection[str]) -> bool:
-    """Whether a job's seeding run is among those that failed. One that is trained, and could not
-    be tested, can seed."""
+    """Whether a job's seeding run is among those that failed. A trained one can seed, though its
+    tests failed."""
     seeding = job.seeding
     return seeding is not None and seeding.run.id in failed and not seeding.run.trained
 
@@ -110,7 +110,7 @@ def blocked_by(job: Job) -> str:
 
 
 def can_run(job: Job) -> bool:
-    """Whether a run that is not finished may yet be: one that diverged would again."""
+    """Whether a job can still finish: a run that diverged would diverge again."""
     if job.run.trained:
         return True
     if job.run.diverged:
@@ -146,7 +146,7 @@ def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
 
 
 def mark(run: Run) -> None:
-    """Keeps how a run was started here, for `cnn-depth status` and `retry`."""
+    """Records how a run was started here, for `cnn-depth status` and `retry`."""
     state.clear_marks(run)
     command = shlex.join(["cnn-depth", *sys.argv[1:]])
     started = {"backend": "local", "command": command, "started": time.time()}

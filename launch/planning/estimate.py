@@ -73,10 +73,10 @@ def measured_seconds(jobs: Iterable[Job], folder: Path) -> float | None:
 def seconds(jobs: Iterable[Job], folder: Path, macs_per_s: float) -> dict[str, float]:
     """Expected seconds by run id.
 
-    A run is taken to need a few seconds to start, time to compile in proportion to its depth and
-    time to train, and to be tested, in proportion to its multiply-adds; both rates are medians over
-    the finished runs in `folder` of the same architecture family or, where there are none, of all;
-    with no run at all the measured `macs_per_s` of one process serves.
+    A run needs a few seconds to start, time to compile in proportion to its depth, and time to
+    train and test in proportion to its multiply-adds. Both rates are medians over the finished
+    runs in `folder`: those of the same architecture family, else all. Without any run, the measured
+    `macs_per_s` of one process is taken.
     """
     rates = [r for r in map(_rates, folder.glob("*/result.json")) if r is not None]
     expected = {}

@@ -53,7 +53,7 @@ class Fit:
         return self.needed <= self.there
 
     def lines(self, row: str) -> list[str]:
-        """What a person should know of it, a line each."""
+        """What a person should know of the fit, a line each."""
         if self.images != int(self.images):
             return [
                 f"{row}: micro-batches of {self.images * self.count:g} images can't be spread over "

@@ -82,7 +82,7 @@ class Net:
 
 @cache
 def census_of(net: Net) -> Census:
-    """Raises ArchitectureError where it can't be built."""
+    """The layers of a network. Raises ArchitectureError where it can't be built."""
     return census(net.arch, **net.options)
 
 
