@@ -306,12 +306,23 @@ def one_of(index: int, count: int, address: str) -> dict[str, str]:
 
 
 def place(*, slurm: bool = False) -> tuple[int, int]:
-    """(i, n): this process is the i-th of n, as the environment says. slurm: see `join`."""
+    """(i, n): this process is the i-th of n, as the environment says. slurm: see `join`.
+
+    Raises DeviceError where a variable is no number.
+    """
     if os.environ.get(INDEX):
-        return int(os.environ[INDEX]), int(os.environ.get(COUNT) or 1)
+        return _whole_number(INDEX), _whole_number(COUNT) if os.environ.get(COUNT) else 1
     if slurm:
         return int(os.environ.get("SLURM_PROCID") or 0), int(os.environ.get("SLURM_NTASKS") or 1)
     return 0, 1
+
+
+def _whole_number(variable: str) -> int:
+    value = os.environ[variable]
+    try:
+        return int(value)
+    except ValueError:
+        raise DeviceError(f"{variable}={value}: expected a whole number, such as 2") from None
 
 
 def join(*, slurm: bool = False, detect: bool = False) -> None:
@@ -321,7 +332,8 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
     of several processes set these. slurm: else Slurm's environment says so, in a task of a step.
     detect: else JAX looks for them itself (TPU pods, Kubernetes, Open MPI).
 
-    Raises DeviceError where only some of the variables are set, or the others do not answer.
+    Raises DeviceError where only some of the variables are set, one is no number, or the others do
+    not answer.
     """
     if "jax" in sys.modules:
         import jax
@@ -333,8 +345,8 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
     if len(names) == 3:
         options = {
             "coordinator_address": os.environ[COORDINATOR],
-            "num_processes": int(os.environ[COUNT]),
-            "process_id": int(os.environ[INDEX]),
+            "num_processes": _whole_number(COUNT),
+            "process_id": _whole_number(INDEX),
             "cluster_detection_method": "deactivate",
         }
     elif names:

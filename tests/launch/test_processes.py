@@ -227,6 +227,11 @@ def test_one_process_needs_no_others(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(devices.DeviceError, match="only JAX_NUM_PROCESSES and JAX_PROCESS_ID are"):
         devices.join()
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    for ask in (devices.place, devices.join):
+        with pytest.raises(devices.DeviceError, match="JAX_NUM_PROCESSES=two: expected a whole"):
+            ask()
 
 
 def test_tasks_of_a_node_share_its_gpus(monkeypatch):
