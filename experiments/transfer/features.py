@@ -48,18 +48,18 @@ PROTOCOLS = ("center", "ten_crop", "dense", "multi_crop")
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which features."""
+    """Which features of the images of a set are asked for."""
 
     layer: str = ""  # as in `layer_outputs`; '': what the last fully connected layer sees
-    protocol: str = "center"  # of PROTOCOLS, as `protocols.resolve` has them
-    scales: str | None = None  # as there
-    flip: bool = False  # as there
-    dtype: str = "float32"  # of what is kept
+    protocol: str = "center"  # of PROTOCOLS; this, scales and flip as in `protocols.resolve`
+    scales: str | None = None
+    flip: bool = False
+    dtype: str = "float32"  # of the values in the file
 
 
 @dataclass(frozen=True)
 class Set:
-    """What the rows of features are: n images of K classes."""
+    """The images that the rows of features belong to: n images of K classes."""
 
     name: str
     fingerprint: str
@@ -67,8 +67,8 @@ class Set:
     ids: np.ndarray  # (n,) int32, the images' places in their `Collection`
     labels: np.ndarray  # (n,) int32
     parts: np.ndarray  # (n,) uint8, codes of `collection.PARTS`
-    targets: np.ndarray | None  # (n, K) int8 where images may be of several classes, as there
-    background: int | None
+    targets: np.ndarray | None  # (n, K) int8 where images may be of several classes
+    background: int | None  # as in `Collection`
     left_out: int  # images that can't be used
 
     def __len__(self) -> int:
@@ -88,31 +88,31 @@ class Found:
     values: np.ndarray  # (n, d), mapped from the file
     of: Set
     enlarged: int  # images that were smaller than what was shown of them
-    seconds: float  # that computing them took, all starts together
-    reused: bool  # nothing had to be computed
+    seconds: float  # spent on computing them, over all starts
+    reused: bool  # whether nothing had to be computed
 
 
 def combined(passes: Sequence[Found], how: str = "mean", *, l2: bool = False) -> np.ndarray:
     """The features of several passes over the same images as one array, (n, d) float32; those of
     one pass as they are in its file.
 
-    how: `mean` averages passes, `concatenate` puts them side by side (VGG, section B.1, where they
-    are called pooling and stacking). l2: each image's vector is divided by its Euclidean length; a
+    how: `mean` averages passes, `concatenate` puts them side by side (VGG, section B.1, calls this
+    pooling and stacking). l2: whether each image's vector is divided by its Euclidean length; a
     vector of zeros stays one.
 
     Raises DataError where passes are not of the same images or, to be averaged, layers.
     """
     first = passes[0]
     same_images(passes)
-    for other in passes[1:]:
-        if how == "mean" and other.values.shape != first.values.shape:
+    for features in passes[1:]:
+        if how == "mean" and features.values.shape != first.values.shape:
             raise DataError(
-                f"{first.file} and {other.file} have {first.values.shape[1]} and "
-                f"{other.values.shape[1]} features an image, and can't be averaged"
+                f"{first.file} and {features.file} have {first.values.shape[1]} and "
+                f"{features.values.shape[1]} features an image, and can't be averaged"
             )
     if len(passes) == 1 and not l2:
         return first.values  # in the file, until rows of it are looked at
-    arrays = [np.asarray(one.values, np.float32) for one in passes]
+    arrays = [np.asarray(features.values, np.float32) for features in passes]
     if how == "concatenate":
         x = np.concatenate(arrays, axis=1)
     else:
@@ -121,25 +121,25 @@ def combined(passes: Sequence[Found], how: str = "mean", *, l2: bool = False) ->
 
 
 def same_images(passes: Sequence[Found]) -> None:
-    """Raises DataError where passes are not of the same images, or left others out."""
+    """Raises DataError where passes are not of the same images, or left out different ones."""
     first, *others = passes
-    for other in others:
-        alike = other.of.fingerprint == first.of.fingerprint
-        if not alike or not np.array_equal(other.of.ids, first.of.ids):
-            raise DataError(f"{first.file} and {other.file} are not of the same images")
+    for features in others:
+        alike = features.of.fingerprint == first.of.fingerprint
+        if not alike or not np.array_equal(features.of.ids, first.of.ids):
+            raise DataError(f"{first.file} and {features.file} are not of the same images")
 
 
 def unit_length(x: np.ndarray) -> np.ndarray:
-    """Rows (n, d) divided by their Euclidean lengths; rows of zeros stay so."""
+    """Rows (n, d) divided by their Euclidean lengths; rows of zeros stay zeros."""
     lengths = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
     scales = np.where(lengths > 0, 1 / np.where(lengths > 0, lengths, 1), 0)
     return (x * scales[:, None]).astype(np.float32)
 
 
 def write(file: Path, passes: Sequence[Found], how: str = "mean", *, l2: bool = False) -> None:
-    """Writes the features of `combined` as an .npz, with what their rows are.
+    """Writes the features of `combined` as an .npz, with the images that their rows belong to.
 
-    Raises DataError as that, and RunError where the file can't be written.
+    Raises DataError as `combined` does, and RunError where the file can't be written.
     """
     of = passes[0].of
     arrays = {
@@ -160,8 +160,8 @@ def write(file: Path, passes: Sequence[Found], how: str = "mean", *, l2: bool = 
 class Extractor(evaluate.Subject):
     """A run whose features are asked for, on all images of a set.
 
-    data: as `collections.open_collection` takes it; the run's own images by default. which: as of
-    `evaluate.Asked`. hearers: as of `evaluate.Subject`. Raises as that.
+    data: as `collections.open_collection` takes it; the run's own images by default. which: as in
+    `evaluate.Asked`. hearers: as of `evaluate.Subject`. Raises what `evaluate.Subject` does.
     """
 
     def __init__(
@@ -177,72 +177,72 @@ class Extractor(evaluate.Subject):
         """All images of the set."""
         with self.reading(str(self.asked.data)) as on_read:
             if self.own_images:
-                found = own_images(self.run, on_read)
+                collection = own_images(self.run, on_read)
             else:
-                found = collections.open_collection(str(self.asked.data), on_read)
-        for note in found.images.notes:
+                collection = collections.open_collection(str(self.asked.data), on_read)
+        for note in collection.images.notes:
             self.on_note(note)
-        return found
+        return collection
 
     @cached_property
     def data(self) -> data_lib.TestData:
-        seen = preprocessing.load(self.run.folder / preprocessing.FILE)
+        prep = preprocessing.load(self.run.folder / preprocessing.FILE)
         on_bad = functools.cache(self.on_bad)
-        return foreign.open_all(self.collection, seen, self.config, on_bad)
+        return foreign.open_all(self.collection, prep, self.config, on_bad)
 
     @cached_property
     def bare(self) -> cnn_arch.Network:
         """The network without its values."""
-        seen = preprocessing.load(self.run.folder / preprocessing.FILE)
-        return network_of(self.config, seen)
+        prep = preprocessing.load(self.run.folder / preprocessing.FILE)
+        return network_of(self.config, prep)
 
     def layer(self, name: str) -> str:
-        """The name of a layer, by default of what the last fully connected one sees.
+        """The name of a layer, by default of the one that the last fully connected layer sees.
 
-        Raises ArchitectureError where there is none such.
+        Raises ArchitectureError for an unknown layer.
         """
         name = name or layer_outputs.classifier_input(self.bare)
         layer_outputs.check(self.bare, name)
         return name
 
-    def found(self, wanted: Wanted) -> list[Found]:
+    def found(self, request: Wanted) -> list[Found]:
         """The features of each pass of a protocol; those that are kept are not computed again.
 
         With several processes, each computes a share on its own devices.
 
-        Raises RunLocked where another command computes them, ConfigError for a protocol or scales
-        that can't be, ArchitectureError for an unknown layer, DataError where no image can be used,
-        and RunError where a file can't be written.
+        Raises RunLocked where another command computes them, ConfigError for an impossible
+        protocol or scales, ArchitectureError for an unknown layer, DataError where no image can be
+        used, and RunError where a file can't be written.
         """
-        if wanted.protocol not in PROTOCOLS:
+        if request.protocol not in PROTOCOLS:
             raise ConfigError(
-                f"--protocol {wanted.protocol}: features are taken by {', '.join(PROTOCOLS)}"
+                f"--protocol {request.protocol}: features are taken by {', '.join(PROTOCOLS)}"
             )
-        layer = self.layer(wanted.layer)
-        passes = protocols.resolve(wanted.protocol, self.config, wanted.scales, flip=wanted.flip)
-        return [self._pass(part, layer, wanted.dtype) for part in passes]
+        layer = self.layer(request.layer)
+        passes = protocols.resolve(request.protocol, self.config, request.scales, flip=request.flip)
+        return [self._pass(part, layer, request.dtype) for part in passes]
 
-    def kept(self, wanted: Wanted) -> bool:
-        """Whether `found` has nothing to compute. Raises as that."""
-        layer = self.layer(wanted.layer)
-        passes = protocols.resolve(wanted.protocol, self.config, wanted.scales, flip=wanted.flip)
-        return all(self._there(part, layer, wanted.dtype) for part in passes)
+    def kept(self, request: Wanted) -> bool:
+        """Whether `found` has nothing to compute. Raises what `found` does before it computes."""
+        layer = self.layer(request.layer)
+        passes = protocols.resolve(request.protocol, self.config, request.scales, flip=request.flip)
+        return all(self._is_computed(part, layer, request.dtype) for part in passes)
 
-    def _there(self, part: protocols.Pass, layer: str, dtype: str) -> bool:
+    def _is_computed(self, part: protocols.Pass, layer: str, dtype: str) -> bool:
         about = self.about(part) | {"layer": layer, "dtype": dtype}
         return bool(processes.agreed(_about(self._file(part, layer)).items() >= about.items()))
 
     def _pass(self, part: protocols.Pass, layer: str, dtype: str) -> Found:
         about = self.about(part) | {"layer": layer, "dtype": dtype}
         file = self._file(part, layer)
-        if self._there(part, layer, dtype):
+        if self._is_computed(part, layer, dtype):
             return read(file)
         try:
             file.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise runs.unwritten(file, error) from error
-        held = self.run.lock(name=f"{FOLDER}/{file.stem}.lock")
-        with held if processes.first() else nullcontext():
+        lock = self.run.lock(name=f"{FOLDER}/{file.stem}.lock")
+        with lock if processes.first() else nullcontext():
             self._compute(part, layer, dtype, file, about)
         return read(file, reused=False)
 
@@ -257,7 +257,7 @@ class Extractor(evaluate.Subject):
         }
 
     def _columns(self) -> str:
-        """A digest of what is kept of images besides their features."""
+        """A digest of the columns that are kept beside the features."""
         c = self.collection
         digest = hashlib.sha256(json.dumps([c.name, c.class_names, c.background]).encode())
         for array in (c.parts, c.targets):
@@ -293,8 +293,8 @@ class Extractor(evaluate.Subject):
             raise DataError(f"none of the {n} images of {data.name} can be used")
 
     def _keep(self, chunks: "_Chunks", file: Path, about: dict[str, Any], layer: str) -> None:
-        """Writes both files, if any image could be used: that of the values first, as the other one
-        says that they are whole."""
+        """Writes both files, if any image could be used. The file of the values is first, since
+        the other one says that they are whole."""
         columns, c = chunks.columns(), self.collection
         ids = columns["ids"]
         if not len(ids):
@@ -302,7 +302,7 @@ class Extractor(evaluate.Subject):
         columns["parts"] = c.parts[ids]
         if c.targets is not None:
             columns["targets"] = c.targets[ids]
-        told = about | {
+        description = about | {
             "set": c.name,
             "class_names": c.class_names,
             "background": c.background,
@@ -310,7 +310,7 @@ class Extractor(evaluate.Subject):
             "depth": layer_outputs.check(self.bare, layer).depth,
             "seconds": round(float(columns.pop("seconds")), 3),
         }
-        columns["about"] = np.array(json.dumps(told))
+        columns["about"] = np.array(json.dumps(description))
         try:
             file.with_suffix(".npz").unlink(missing_ok=True)
             chunks.write_values(file, ids)
@@ -320,9 +320,9 @@ class Extractor(evaluate.Subject):
 
 
 def own_set(run: runs.Run) -> str:
-    """What the set that a run was trained on is called.
+    """The path or name of the set that a run was trained on.
 
-    Raises RunError where it was imported.
+    Raises RunError for an imported run.
     """
     if run.imported:
         raise runs.RunError(
@@ -338,21 +338,21 @@ def own_images(run: runs.Run, on_read: Any = None) -> Collection:
     return collections.own_collection(d.name, d.path, d.split, on_read)
 
 
-def network_of(config: Any, seen: preprocessing.Preprocessing) -> cnn_arch.Network:
-    """The network of a run's config, without values."""
+def network_of(config: Any, prep: preprocessing.Preprocessing) -> cnn_arch.Network:
+    """The network of a run's config, without its values."""
     from experiments import config as configs
 
     return cnn_arch.abstract(
         config.model.arch,
         image_size=config.data.image_size,
-        classes=len(seen.class_names),
-        channels=seen.channels,
+        classes=len(prep.class_names),
+        channels=prep.channels,
         **configs.builder_options(config.model),
     )
 
 
 def read(file: Path, *, reused: bool = True) -> Found:
-    """The features in a file of `Extractor`. Raises DataError where they are not whole."""
+    """The features in a file that `Extractor` wrote. Raises DataError where they are not whole."""
     columns = read_arrays(file.with_suffix(".npz"))
     try:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -395,15 +395,15 @@ def read(file: Path, *, reused: bool = True) -> Found:
 
 
 def _about(file: Path) -> dict[str, Any]:
-    """What a file of features says of itself; {} where it is not there or not whole."""
-    found = read_arrays(file.with_suffix(".npz"), ("about",))
-    if found is None or not file.is_file():
+    """The description of a file of features; {} where the file is missing or not whole."""
+    arrays = read_arrays(file.with_suffix(".npz"), ("about",))
+    if arrays is None or not file.is_file():
         return {}
     try:
-        told = json.loads(str(found["about"]))
+        about = json.loads(str(arrays["about"]))
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return about if isinstance(about, dict) else {}
 
 
 def _collect(
@@ -417,32 +417,32 @@ def _collect(
     n: int,
     on_progress: Progress,
 ) -> None:
-    """The features of this process's share of the images that no chunk has yet."""
+    """Adds the features of this process's share of the images that no chunk has yet."""
     rest = np.setdiff1d(np.arange(n), chunks.ids())
     processes.meet("all hosts have read what there is")
     places = rest[jax.process_index() :: jax.process_count()]
     before = n - len(rest)
     batches = tester.features(params, stats, "test", view, layer, mirror=mirror, places=places)
-    done = 0
+    computed = 0
     try:
         for batch in batches:
             chunks.add(batch)
-            done += len(batch.ids)
-            on_progress(before + done, before + len(places))
+            computed += len(batch.ids)
+            on_progress(before + computed, before + len(places))
     finally:
         batches.close()  # type: ignore[attr-defined]
         chunks.save()
 
 
 class _Chunks:
-    """What there is of an unfinished pass: files of rows, of all processes."""
+    """The rows that all processes have computed of an unfinished pass, in files."""
 
     def __init__(self, file: Path, about: dict[str, Any], dtype: str):
         self.dtype = np.dtype(dtype)
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         self.folder = file.parent
-        self.of_file = f"chunk-{file.stem}-"
-        self.begins = f"{self.of_file}{key}-"
+        self._file_prefix = f"chunk-{file.stem}-"  # of the chunks of any pass for this file
+        self._pass_prefix = f"{self._file_prefix}{key}-"
         self._batches: list[Batch] = []
         self._since = time.monotonic()
 
@@ -451,43 +451,43 @@ class _Chunks:
         return sorted(
             f
             for f in self.folder.iterdir()
-            if f.name.startswith(self.begins) and f.suffix == ".npz"
+            if f.name.startswith(self._pass_prefix) and f.suffix == ".npz"
         )
 
     def _read(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
         for file in self._files():
-            found = read_arrays(file, names)
-            if found is not None:
-                yield found
+            arrays = read_arrays(file, names)
+            if arrays is not None:
+                yield arrays
 
     def ids(self) -> np.ndarray:
-        """Of the images that chunks have."""
-        found = [chunk["ids"] for chunk in self._read("ids")]
-        return np.concatenate([np.zeros(0, np.int32), *found])
+        """The ids of the images that chunks have."""
+        ids = [chunk["ids"] for chunk in self._read("ids")]
+        return np.concatenate([np.zeros(0, np.int32), *ids])
 
     def add(self, batch: Batch) -> None:
-        """More images, each for the first time. Raises DataError where float16 can't hold them."""
+        """Adds images that are not there yet. Raises DataError where float16 can't hold them."""
         with np.errstate(over="ignore"):
             values: np.ndarray = batch.values.astype(self.dtype)
         if not np.isfinite(values).all():
-            what = "NaN or infinite" if not np.isfinite(batch.values).all() else "beyond float16"
-            raise DataError(f"features of image {int(batch.ids[0])} and others are {what}")
+            problem = "NaN or infinite" if not np.isfinite(batch.values).all() else "beyond float16"
+            raise DataError(f"features of image {int(batch.ids[0])} and others are {problem}")
         self._batches.append(Batch(values, batch.ids, batch.labels, batch.enlarged))
-        size = sum(one.values.nbytes for one in self._batches)
+        size = sum(b.values.nbytes for b in self._batches)
         if size > CHUNK_BYTES or time.monotonic() - self._since > CHUNK_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Keeps what there is, for whoever goes on."""
+        """Writes the batches that were added since the last chunk as a new one."""
         now = time.monotonic()
         if self._batches:
             names = ("values", "ids", "labels", "enlarged")
             arrays = {
-                name: np.concatenate([getattr(one, name) for one in self._batches])
+                name: np.concatenate([getattr(batch, name) for batch in self._batches])
                 for name in names
             }
             arrays["seconds"] = np.array(now - self._since)
-            name = f"{self.begins}{jax.process_index()}-{time.time_ns()}.npz"
+            name = f"{self._pass_prefix}{jax.process_index()}-{time.time_ns()}.npz"
             try:
                 write_arrays(self.folder / name, arrays)
             except OSError as error:
@@ -495,18 +495,18 @@ class _Chunks:
         self._batches, self._since = [], now
 
     def columns(self) -> dict[str, np.ndarray]:
-        """What is known of all images but their features, in the order of their ids, and the
-        `seconds` that all of them took."""
+        """The columns of all images, in the order of their ids, and the `seconds` that they took;
+        all but the features."""
         names = ("ids", "labels", "enlarged")
-        found = list(self._read(*names, "seconds"))
+        chunks = list(self._read(*names, "seconds"))
         empty = {"ids": np.int32, "labels": np.int32, "enlarged": bool}
-        whole = {
-            name: np.concatenate([np.zeros(0, empty[name]), *(chunk[name] for chunk in found)])
+        columns = {
+            name: np.concatenate([np.zeros(0, empty[name]), *(chunk[name] for chunk in chunks)])
             for name in names
         }
-        _, order = np.unique(whole["ids"], return_index=True)
-        seconds = np.array(sum(float(chunk["seconds"]) for chunk in found))
-        return {name: array[order] for name, array in whole.items()} | {"seconds": seconds}
+        _, order = np.unique(columns["ids"], return_index=True)
+        seconds = np.array(sum(float(chunk["seconds"]) for chunk in chunks))
+        return {name: array[order] for name, array in columns.items()} | {"seconds": seconds}
 
     def write_values(self, file: Path, ids: np.ndarray) -> None:
         """Writes the features of the images with these ids, (n, d), chunk by chunk."""
@@ -527,7 +527,7 @@ class _Chunks:
             partial.unlink(missing_ok=True)
 
     def delete(self) -> None:
-        """Those of this pass, and of an unfinished one of other images or of another checkpoint."""
+        """Deletes the chunks of this pass, and of unfinished ones for the same file."""
         for file in self.folder.iterdir():
-            if file.name.startswith(self.of_file) and file.suffix == ".npz":
+            if file.name.startswith(self._file_prefix) and file.suffix == ".npz":
                 file.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Training a run's network on for other classes: the config of it, and its last layer alone.
+"""Training a run's network on for other classes: all of it by a config, or its last layer alone.
 
 The config is a study like any other, which can be edited, swept and sent to a cluster. Where only
-the last layer is trained, and on central crops, what it sees of them is computed once and it is
-trained on that: the same examples in the same batches, at the same rates, from the same fresh
+the last layer is trained, and on central crops, its features are computed once and it is trained
+on them. It sees the same examples in the same batches, at the same rates, from the same fresh
 weights as by the config.
 """
 
@@ -33,10 +33,10 @@ from experiments.transfer.transfer import How, Result, Split, check_classes, tes
 from input_pipeline import DataError, balanced, order, sources
 from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, Held
 
-HEAD, ALL = "head", "all"  # in place of a layer: the last one only, or every one
-RATE = 10.0  # of the last layer, times the others'
+HEAD, ALL = "head", "all"  # in place of a layer's name: the last layer only, or every layer
+RATE = 10.0  # of the last layer, as a multiple of the other layers'
 DROPOUTS = ("dropout", "head_dropout")  # options of networks
-# Keys that the training of the last layer alone has on features as on images.
+# Keys that mean the same for the last layer trained on features as on images.
 ON_FEATURES = frozenset(
     (
         *("seed", "data.balanced", "train.batch_size", "train.epochs", "train.steps"),
@@ -46,8 +46,8 @@ ON_FEATURES = frozenset(
         "optimizer.lr_in_velocity",
     )
 )
-# What --data and the run say, and no override.
-SAID = ("data.name", "data.path", "data.split", "data.classes", "data.image_size", "model.arch")
+# Keys that --data and the run decide, and no override.
+DECIDED = ("data.name", "data.path", "data.split", "data.classes", "data.image_size", "model.arch")
 SPLIT = 0.25  # of a folder of classes without parts: the share that is the test
 
 
@@ -56,25 +56,25 @@ class Tuning:
     """How a network is trained on."""
 
     first: str = ALL  # the first layer that is trained, of those in no block; or HEAD, or ALL
-    head_rate: float = RATE  # what the last layer's rate is multiplied by
+    head_rate: float = RATE  # a factor of the last layer's rate
     overrides: Mapping[str, Any] | None = None  # of the config
 
 
 def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
     """The config that trains a run's network on the set of `subject`, to be seeded by the run.
 
-    Where images may be of several classes its loss is `binary`. Raises ConfigError, DataError or
-    ArchitectureError for what can't be.
+    Where images may be of several classes its loss is `binary`. Raises ConfigError for overrides
+    that can't be, DataError for unfit classes, and ArchitectureError for an unknown layer.
     """
     own, collection = subject.config, subject.collection
-    for key in SAID:
+    for key in DECIDED:
         if key in (tuning.overrides or {}):
             raise ConfigError(f"--set {key}: the run and --data say that; leave it out")
     if collection.targets is not None:
         for part, code in (("training", TRAIN), ("test", TEST)):
             targets = collection.targets[collection.parts == code]
             check_classes(collection, targets, True, part)
-    seen = preprocessing.load(subject.run.folder / preprocessing.FILE)
+    prep = preprocessing.load(subject.run.folder / preprocessing.FILE)
     config = configs.base()
     config.model = own.model
     if "auxiliary" in config.model:
@@ -85,9 +85,9 @@ def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
     config.data.update(
         image_size=own.data.image_size,
         S=(Q, Q) if streamed else (0, 0),
-        mirror=bool(collection.mirror_ok and seen.mirror_ok),
-        frame=0 if streamed else seen.frame,
-        exif=seen.exif if streamed else False,
+        mirror=bool(collection.mirror_ok and prep.mirror_ok),
+        frame=0 if streamed else prep.frame,
+        exif=prep.exif if streamed else False,
     )
     config.test = own.test
     config.seeding.classifier = "fresh"
@@ -106,7 +106,7 @@ def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
 
 
 def _data_of(subject: Extractor) -> dict[str, Any]:
-    """The keys of `data` that name a set; of the run's own images they are its config's."""
+    """The keys of `data` that name a set; for the run's own images, those of its config."""
     if subject.own_images:
         return {key: subject.config.data[key] for key in ("name", "path", "split")}
     name, parts = str(subject.asked.data), subject.collection.parts
@@ -122,30 +122,32 @@ def _data_of(subject: Extractor) -> dict[str, Any]:
 
 
 def _layers(subject: Extractor, first: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(patterns of the parameters that stay as they are, of those of the last layer)."""
+    """Patterns of parameters: (those that stay as they are, those of the last layer)."""
     net = subject.bare
     params = network.skeleton(subject.config, net.classes, net.channels, train=False).params
     fresh = network.classifier(subject.config, net.classes, net.channels)
     last = tuple(dict.fromkeys(f"{name.rpartition('/')[0]}/*" for name in sorted(fresh)))
     tops = dict.fromkeys(name.partition("/")[0] for name in layer_outputs.layer_outputs(net))
     with_params = {name.partition("/")[0] for name in flat_state(params)}
-    known = [name for name in tops if name in with_params]
+    layers = [name for name in tops if name in with_params]
     if first == ALL:
         return (), last
-    ends = {pattern.partition("/")[0] for pattern in last}
+    last_layers = {pattern.partition("/")[0] for pattern in last}
     if first == HEAD:
-        kept = [name for name in known if name not in ends]
-    elif first in known:
-        kept = known[: known.index(first)]
+        frozen = [name for name in layers if name not in last_layers]
+    elif first in layers:
+        frozen = layers[: layers.index(first)]
     else:
-        raise unknown(f"layer to train from of {net.name}", first, [*known, HEAD, ALL])
-    kept = [name for name in kept if not name.startswith("auxiliary")]
-    return tuple(f"{name}/*" for name in kept), last
+        raise unknown(f"layer to train from of {net.name}", first, [*layers, HEAD, ALL])
+    frozen = [name for name in frozen if not name.startswith("auxiliary")]
+    return tuple(f"{name}/*" for name in frozen), last
 
 
 def on_features(subject: Extractor, config: ConfigDict, tuning: Tuning) -> str:
-    """Why the last layer can't be trained on what it sees of central crops, computed once; '' if it
-    can: it alone is trained, and only by keys whose meaning does not need the images."""
+    """Why the last layer can't be trained on features of central crops; '' if it can.
+
+    It can where it alone is trained, by keys whose meaning does not need the images.
+    """
     if tuning.first != HEAD:
         return "other layers are trained too"
     needs = [key for key in tuning.overrides or {} if key not in ON_FEATURES]
@@ -161,44 +163,46 @@ def on_features(subject: Extractor, config: ConfigDict, tuning: Tuning) -> str:
 
 
 def rows_of(
-    found: Found, collection: Collection, config: ConfigDict
+    features: Found, collection: Collection, config: ConfigDict
 ) -> tuple[np.ndarray, np.ndarray]:
     """(training rows, test rows) of features, in the order of the parts of a config's data.
 
     Images that can't be used are in neither.
     """
-    row: np.ndarray = np.full(len(collection), -1)
-    row[found.of.ids] = np.arange(len(found.of.ids))
+    row_of: np.ndarray = np.full(len(collection), -1)
+    row_of[features.of.ids] = np.arange(len(features.of.ids))
     if isinstance(collection.images, Held):
         ids = [np.flatnonzero(collection.parts == part) for part in (TRAIN, TEST)]
     else:
         places = {collection.images.where(i): i for i in range(len(collection))}
         d = config.data
-        found_set = sources.open_set(d.name, d.path or None, split=d.split)
-        parts = (found_set.train, found_set.test)
-        ids = [np.array([places[of.where(i)] for i in range(len(of))], np.int64) for of in parts]
-    train, test = (row[part][row[part] >= 0] for part in ids)
+        dataset = sources.open_set(d.name, d.path or None, split=d.split)
+        parts = (dataset.train, dataset.test)
+        ids = [
+            np.array([places[part.where(i)] for i in range(len(part))], np.int64) for part in parts
+        ]
+    train, test = (row_of[part][row_of[part] >= 0] for part in ids)
     return train, test
 
 
 def train_head(
     subject: Extractor,
     config: ConfigDict,
-    found: Found,
+    features: Found,
     rows: np.ndarray,
     classes: Sequence[str],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> heads.Linear:
     """The last layer, trained on features as `config` trains it on images.
 
-    found: what the last layer sees of each image. rows: those that are trained on, in the order of
-    the training part. on_progress: of steps. Raises DataError where the loss is not finite.
+    features: what the last layer sees of each image. rows: those that are trained on, in the order
+    of the training part. on_progress: of steps. Raises DataError where the loss is not finite.
     """
-    targets = found.of.targets
+    targets = features.of.targets
     if config.data.balanced:
-        rows = rows[balanced(found.of.labels[rows], seed=0)]
-    x = np.asarray(found.values, np.float32)[rows]
-    y = (found.of.labels if targets is None else targets)[rows]
+        rows = rows[balanced(features.of.labels[rows], seed=0)]
+    x = np.asarray(features.values, np.float32)[rows]
+    y = (features.of.labels if targets is None else targets)[rows]
     params, _ = network.initial(config, len(classes), subject.bare.channels)
     fresh = sorted(network.classifier(config, len(classes), subject.bare.channels))
     trained = {name: params[name] for name in fresh}
@@ -215,9 +219,9 @@ def train_head(
 
     @jax.jit
     def steps(carry: Any, inputs: Any, x: jax.Array, y: jax.Array) -> Any:
-        def step(carry: Any, one: Any) -> Any:
+        def step(carry: Any, batch: Any) -> Any:
             trained, state = carry
-            indices, lr = one
+            indices, lr = batch
             value, grads = jax.value_and_grad(loss)(trained, x[indices], y[indices])
             change, state = transform.update(grads, state, trained, lr=lr)
             trained = {name: trained[name] + change[name] for name in trained}
@@ -227,12 +231,12 @@ def train_head(
 
     carry: Any = (trained, transform.init(trained))
     on_device = jnp.asarray(x), jnp.asarray(y)
-    size, most = config.train.batch_size, 1000
-    for start in range(0, total, most):
-        numbers = range(start, min(start + most, total))
-        drawn = [order.training(config.seed, len(rows), k * size, size)[0] for k in numbers]
+    size, at_once = config.train.batch_size, 1000
+    for start in range(0, total, at_once):
+        numbers = range(start, min(start + at_once, total))
+        batches = [order.training(config.seed, len(rows), k * size, size)[0] for k in numbers]
         rates = np.array([schedule.rate(k) for k in numbers], np.float32)
-        carry, losses = steps(carry, (np.stack(drawn), rates), *on_device)
+        carry, losses = steps(carry, (np.stack(batches), rates), *on_device)
         if not np.isfinite(np.asarray(losses)).all():
             raise DataError(
                 f"NaN or Inf in steps {start} to {numbers[-1]}; take a lower schedule.lr"
@@ -255,16 +259,16 @@ def result_of(
     feature_seconds: float = 0.0,
     precision: Interpolation = "all_points",
 ) -> Result:
-    """What the test of a network that was trained on says.
+    """The test of a network that was trained on, as a `Result`.
 
-    scores: (n, K) of the test images; targets: as of `targets_of`; train: training images.
-    precision: how average precision is taken, where images may be of several classes.
+    scores: (n, K) of the test images; targets: as of `targets_of`; train: number of training
+    images. precision: how average precision is taken, where images may be of several classes.
     """
     classes, several = subject.collection.class_names, subject.collection.targets is not None
     how = How(head="finetune", normalise="none", precision=precision)
-    found = tested(scores, targets, several=several, how=how)
+    figures = tested(scores, targets, several=several, how=how)
     rate = config.schedule.lr
-    split = Split(train, len(targets), rate, {}, seconds=round(seconds, 3), **found)
+    split = Split(train, len(targets), rate, {}, seconds=round(seconds, 3), **figures)
     outputs = layer_outputs.layer_outputs(subject.bare)
     first = tuning.first
     depth = outputs[first].depth if first in outputs else max(o.depth for o in outputs.values())

@@ -1,4 +1,4 @@
-"""Classifiers on features that are there: linear ones, and the nearest neighbours.
+"""Classifiers on given features: linear ones, and the nearest neighbours.
 
 A linear head minimises, over weights (d, K) and biases (K,) of features x,
 
@@ -36,7 +36,7 @@ _BATCH = 1024  # images whose neighbours are looked for at once
 
 
 class Rows:
-    """Rows of features (n, d), which are taken from `x` and prepared when they are looked at."""
+    """Rows of features (n, d), which are read from `x` and prepared when they are indexed."""
 
     def __init__(
         self, x: np.ndarray, rows: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray]
@@ -47,8 +47,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, some: slice) -> np.ndarray:
-        return self._prepare(np.asarray(self._x[self._rows[some]], np.float32))
+    def __getitem__(self, places: slice) -> np.ndarray:
+        return self._prepare(np.asarray(self._x[self._rows[places]], np.float32))
 
 
 class Head(Protocol):
@@ -81,11 +81,11 @@ class Neighbours:
     def scores(self, x: np.ndarray | Rows) -> np.ndarray:
         from sklearn.neighbors import NearestNeighbors
 
-        found = NearestNeighbors(n_neighbors=min(self.k, len(self.x)), algorithm="brute")
-        found.fit(self.x)
+        index = NearestNeighbors(n_neighbors=min(self.k, len(self.x)), algorithm="brute")
+        index.fit(self.x)
         parts = [np.zeros((0, self.targets.shape[1]))]
         for at in range(0, len(x), _BATCH):
-            nearest = found.kneighbors(x[at : at + _BATCH], return_distance=False)
+            nearest = index.kneighbors(x[at : at + _BATCH], return_distance=False)
             parts.append(self.targets[nearest].mean(axis=1))
         return np.concatenate(parts)
 
@@ -104,8 +104,8 @@ def fit(
 
     targets: (n, K) int8, 1 for an image's classes, 0 for others, and -1 where an image does not
     count for a class. several: whether images may be of several classes. strength: C, or k of
-    `knn`. on_device: chunk by chunk there; of linear heads. on_note: hears where a solver did not
-    come to its end.
+    `knn`. on_device: linear heads are fitted chunk by chunk on the device. on_note: called with a
+    message where a solver did not converge.
     """
     if on_device and kind != "knn":
         return _on_device(kind, x, targets, strength, several=several, on_note=on_note)
@@ -115,41 +115,41 @@ def fit(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         head = (
-            _by_class(kind, x, targets, strength) if several else _whole(kind, x, targets, strength)
+            _by_class(kind, x, targets, strength) if several else _joint(kind, x, targets, strength)
         )
-    if any("converge" in str(one.message) for one in caught):
+    if any("converge" in str(warning.message) for warning in caught):
         on_note(f"{kind} with C={strength:g} did not converge in {MOST_ITERATIONS} iterations")
     return head
 
 
-def _whole(kind: Kind, x: np.ndarray, targets: np.ndarray, C: float) -> Linear:
+def _joint(kind: Kind, x: np.ndarray, targets: np.ndarray, C: float) -> Linear:
     """A head for images of one class each."""
     labels = targets.argmax(axis=1)
-    found = _solver(kind, C).fit(x, labels)
-    W, b = found.coef_.T, found.intercept_
+    estimator = _solver(kind, C).fit(x, labels)
+    W, b = estimator.coef_.T, estimator.intercept_
     if W.shape[1] == 1:
-        two = _of_two(W, b, 0.5 if kind == "logistic" else 1.0)
-        W, b = two.weights, two.bias
+        head = _of_two(W, b, 0.5 if kind == "logistic" else 1.0)
+        W, b = head.weights, head.bias
     classes = targets.shape[1]
     weights, bias = np.zeros((x.shape[1], classes)), np.full(classes, -np.inf)
-    weights[:, found.classes_], bias[found.classes_] = W, b
+    weights[:, estimator.classes_], bias[estimator.classes_] = W, b
     return Linear(weights, bias)
 
 
 def _of_two(W: np.ndarray, b: np.ndarray, share: float) -> Linear:
-    """The head of two classes whose second has these scores; with half of them each the soft-max
-    gives what the logistic function gives of the whole."""
+    """The head of two classes whose second has these scores, times `share`, and the first their
+    negatives. With a share of a half, its soft-max is the logistic function of the scores."""
     weights, bias = np.concatenate([-W, W], axis=1), np.concatenate([-b, b])
     return Linear(weights * share, bias * share)
 
 
 def _by_class(kind: Kind, x: np.ndarray, targets: np.ndarray, C: float) -> Linear:
-    """A head each of whose classes is learnt for itself."""
+    """A head each of whose classes is learnt for itself, from the images that count for it."""
     columns = []
     for target in targets.T:
         counts = target >= 0
-        found = _solver(kind, C).fit(x[counts], target[counts])
-        columns.append((found.coef_[0], found.intercept_[0]))
+        estimator = _solver(kind, C).fit(x[counts], target[counts])
+        columns.append((estimator.coef_[0], estimator.intercept_[0]))
     W, b = zip(*columns, strict=True)
     return Linear(np.stack(W, axis=1), np.array(b))
 
@@ -178,8 +178,8 @@ def _on_device(
     from scipy.optimize import minimize
 
     if kind == "logistic" and not several and targets.shape[1] == 2:
-        one = _on_device(kind, x, targets[:, 1:], C, several=True, on_note=on_note)
-        return _of_two(one.weights, one.bias, 0.5)
+        head = _on_device(kind, x, targets[:, 1:], C, several=True, on_note=on_note)
+        return _of_two(head.weights, head.bias, 0.5)
     d, classes = x.shape[1], targets.shape[1]
     step = jax.jit(jax.value_and_grad(partial(_loss, kind=kind, several=several)))
 
@@ -189,25 +189,25 @@ def _on_device(
         value, slope = 0.5 * float(np.square(penalised).sum()), np.zeros_like(W)
         slope[: len(penalised)] = penalised
         on_device = jnp.asarray(W, jnp.float32)
-        for rows, wanted in _chunks(x, targets):
-            loss, gradient = step(on_device, rows, wanted)
+        for chunk, chunk_targets in _chunks(x, targets):
+            loss, gradient = step(on_device, chunk, chunk_targets)
             value += C * float(loss)
             slope += C * np.asarray(gradient, np.float64)
         return value, slope.reshape(-1)
 
     options = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS}
     start = np.zeros((d + 1) * classes)
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
-    if not found.success:
-        on_note(f"{kind} with C={C:g} did not converge in {found.nit} iterations")
-    W = found.x.reshape(d + 1, classes)
+    solution = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    if not solution.success:
+        on_note(f"{kind} with C={C:g} did not converge in {solution.nit} iterations")
+    W = solution.x.reshape(d + 1, classes)
     return Linear(W[:-1], W[-1])
 
 
 def _loss(
     W: jax.Array, x: jax.Array, targets: jax.Array, *, kind: Kind, several: bool
 ) -> jax.Array:
-    """The sum over a chunk, without C. W: (d + 1, K), the biases last."""
+    """The sum of losses over a chunk, without C. W: (d + 1, K), the biases last."""
     scores = jnp.matmul(x, W[:-1], precision="highest") + W[-1]
     counts = targets >= 0
     if kind == "svm":
@@ -220,7 +220,7 @@ def _loss(
 
 
 def _chunks(x: np.ndarray | Rows, targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features and targets of a few images after another."""
+    """(features, targets) of CHUNK images at a time."""
     for at in range(0, len(x), CHUNK):
-        rows, wanted = x[at : at + CHUNK], targets[at : at + CHUNK]
-        yield np.asarray(rows, np.float32), wanted
+        chunk, chunk_targets = x[at : at + CHUNK], targets[at : at + CHUNK]
+        yield np.asarray(chunk, np.float32), chunk_targets

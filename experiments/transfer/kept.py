@@ -1,4 +1,4 @@
-"""What heads were worth, kept beside the run: transfer/KEY.json, where KEY tells what was asked."""
+"""Results of heads, kept beside the run: transfer/KEY.json, where KEY is a hash of the request."""
 
 import hashlib
 import json
@@ -21,15 +21,17 @@ def learn(
     how: How,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
-    """A head on the features of networks, side by side, which are computed where they have to be.
+    """The result of a head on the features of networks, side by side, computed where needed.
 
     The result is kept if the networks are the last checkpoints' of trained runs, and features are
-    kept as float32.
-    Raises what `Extractor.found`, `transfer.run` and `keep` do.
+    kept as float32. Raises what `Extractor.found`, `transfer.run` and `keep` do.
     """
-    result = transfer.run([subject.found(wanted) for subject, wanted in of], how, on_progress)
+    result = transfer.run([subject.found(request) for subject, request in of], how, on_progress)
     usual = ("last", "float32", True)
-    if all((one.asked.which, wanted.dtype, one.run.trained) == usual for one, wanted in of):
+    if all(
+        (subject.asked.which, request.dtype, subject.run.trained) == usual
+        for subject, request in of
+    ):
         keep([subject.run for subject, _ in of], result)
     return result
 
@@ -50,7 +52,7 @@ def keep(of: Sequence[runs.Run], result: Result) -> None:
 def find(
     of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, how: How
 ) -> dict[str, Any] | None:
-    """What `keep` wrote for this, None where it is not there or can't be read.
+    """The result that `keep` wrote, or None where there is none or it can't be read.
 
     of: the runs whose features are taken side by side; passes: their names, as of `Found`; data:
     the fingerprint of the set.
@@ -61,33 +63,33 @@ def find(
 def called(
     of: Sequence[runs.Run], layer: str, passes: Sequence[str], name: str, how: How
 ) -> dict[str, Any] | None:
-    """What `keep` wrote for this, of a set that is not at hand but for its name.
+    """The result that `keep` wrote for a set of which only the name is known.
 
-    None too where that was of several sets of this name.
+    None where there is no such result, and where several sets of this name have one.
     """
-    found = {}
+    results = {}
     for file in sorted((of[0].folder / FOLDER).glob("*.json")):
-        told = _read(file)
+        result = _read(file)
         if (
-            told
-            and told["data"] == name
-            and file == _file(of, layer, passes, told["fingerprint"], how)
+            result
+            and result["data"] == name
+            and file == _file(of, layer, passes, result["fingerprint"], how)
         ):
-            found[file] = told
-    return next(iter(found.values())) if len(found) == 1 else None
+            results[file] = result
+    return next(iter(results.values())) if len(results) == 1 else None
 
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_bytes())
+        result = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return None
     needed = {"wrong", "splits", "data", "fingerprint"}
-    return found if isinstance(found, dict) and needed <= found.keys() else None
+    return result if isinstance(result, dict) and needed <= result.keys() else None
 
 
 def _file(of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, how: How) -> Path:
-    asked = {
+    request = {
         "runs": [run.id for run in of],
         "layer": layer,
         "passes": list(passes),
@@ -95,5 +97,5 @@ def _file(of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, 
         "how": asdict(how),
         "rounding": crops.ROUNDING,
     }
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
     return of[0].folder / FOLDER / f"{key}.json"

@@ -1,4 +1,4 @@
-"""A run made of another one's network and a linear head: for `predict`, `evaluate` and export."""
+"""Makes a run of another one's network and a linear head: for `predict`, `evaluate` and export."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from experiments.transfer.transfer import Result
 
 
 def why_not(subject: Extractor, result: Result) -> str:
-    """Why a head is no network of the run's architecture; '' where it is."""
+    """Why a head can't be the last layer of the run's architecture; '' where it can."""
     how = result.how
     if how.head == "knn":
         return "neighbours are no layer"
@@ -47,22 +47,22 @@ def why_not(subject: Extractor, result: Result) -> str:
 def make(subject: Extractor, result: Result, folder: Path) -> runs.Run:
     """The run under `folder` with the network whose last layer is the head of the first split.
 
-    It is made if it is not there; `why_not` has to be ''. Its logits are the head's scores; where
-    images may be of several classes, each has a posterior of its own. Raises RunError where it
-    can't be written, and CheckpointError where the network can't be read.
+    A run that is there is returned as it is; `why_not` has to be ''. Its logits are the head's
+    scores; where images may be of several classes, each class has its own posterior. Raises
+    RunError where it can't be written, and CheckpointError where the network can't be read.
     """
     head = result.heads[0]
     assert isinstance(head.head, heads.Linear)
     config = subject.run.config()
-    told = {
+    record = {
         "run": subject.run.id,
         "step": subject.step,
         "which": subject.asked.which,
         **json.loads(json.dumps(result.to_json())),
     }
-    same = {key: value for key, value in told.items() if key not in ("splits", "feature_seconds")}
+    identity = {k: v for k, v in record.items() if k not in ("splits", "feature_seconds")}
     arrays = [head.head.weights / head.divisor, head.head.bias]
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for array in arrays:
         digest.update(np.asarray(array, np.float32).tobytes())
     name = digest.hexdigest()[:10]
@@ -70,33 +70,37 @@ def make(subject: Extractor, result: Result, folder: Path) -> runs.Run:
     run = runs.Run(folder / f"{slug(result.data)}-{result.how.head}-{name}")
     if run.read("run") is not None:
         return run
-    seen = preprocessing.load(subject.run.folder / preprocessing.FILE)
+    prep = preprocessing.load(subject.run.folder / preprocessing.FILE)
     _, trees = checkpoints.load_network(subject.run.checkpoints, subject.asked.which)
     params, stats = for_tests(trees)
     config = _without_training(config)
     classes = len(result.class_names)
-    fresh = classifier(config, classes, seen.channels)
-    new = skeleton(config, classes, seen.channels, train=False)
-    kept = {key: value for key, value in params.items() if key not in fresh}
+    fresh = classifier(config, classes, prep.channels)
+    network = skeleton(config, classes, prep.channels, train=False)
+    merged = {key: value for key, value in params.items() if key not in fresh}
     for key in sorted(fresh):
-        kept[key] = jnp.asarray(arrays[0] if key.endswith("kernel") else arrays[1], jnp.float32)
-    there = flat_state(new.params)
-    kept = {key: value for key, value in kept.items() if key in there}  # no auxiliary classifiers
-    new.check(kept, stats, subject.run.checkpoints)
-    seen = dataclasses.replace(seen, class_names=result.class_names, several=result.several)
+        merged[key] = jnp.asarray(arrays[0] if key.endswith("kernel") else arrays[1], jnp.float32)
+    used = flat_state(network.params)  # without auxiliary classifiers
+    merged = {key: value for key, value in merged.items() if key in used}
+    network.check(merged, stats, subject.run.checkpoints)
+    prep = dataclasses.replace(prep, class_names=result.class_names, several=result.several)
     about = {"digest": name, "file": f"{result.how.head} on {result.layer} of {subject.run.id}"}
     weights.write_run(
-        run, config, about | {"transfer": told}, {"params": kept, "stats": dict(stats)}, seen
+        run,
+        config,
+        about | {"transfer": record},
+        {"params": merged, "stats": dict(stats)},
+        prep,
     )
     return run
 
 
 def _without_training(config: ConfigDict) -> ConfigDict:
-    """The config of a network that is not trained as it stands: how it is built and tested."""
-    made = base()
-    made.model = config.model
-    made.data.image_size, made.data.view = config.data.image_size, config.data.view
-    made.test = config.test
-    if "auxiliary" in made.model:
-        made.model.auxiliary = False
-    return made
+    """The config of a network that is not trained: only how it is built and tested."""
+    plain = base()
+    plain.model = config.model
+    plain.data.image_size, plain.data.view = config.data.image_size, config.data.view
+    plain.test = config.test
+    if "auxiliary" in plain.model:
+        plain.model.auxiliary = False
+    return plain

@@ -53,24 +53,24 @@ class How:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: what was chosen, and what the test says. Shares are in percent."""
+    """One split: the strength that was chosen, and the test's figures. Shares are in percent."""
 
     train: int  # images
     test: int
     strength: float
-    tried: dict[str, float]  # strength -> what is wrong on held-out images
+    tried: dict[str, float]  # strength -> `_wrong_of` on held-out images
     errors: int | None = None  # test images whose class is not the first
     top5_errors: int | None = None
     mean_class_recall: float | None = None
     mean_average_precision: float | None = None
     by_class: tuple[float, ...] = ()  # recall, or average precision
-    confusion: tuple[tuple[int, ...], ...] = ()  # (true class, found class) -> test images
+    confusion: tuple[tuple[int, ...], ...] = ()  # [true class][predicted class]: test images
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a head makes of features, over all splits."""
+    """The figures of a head on features, over all splits."""
 
     run: str
     layer: str
@@ -95,35 +95,35 @@ class Result:
     def wrong(self) -> tuple[float, float | None, float | None]:
         """(percent, low, high): the error, or 100 minus the mean average precision.
 
-        Of one split the Wilson interval of its test errors, of several the t-interval of the mean.
+        Of one split it is the Wilson interval of its errors, of several the t-interval of the mean.
         """
-        values = [_wrong(one) for one in self.splits]
+        values = [_wrong(split) for split in self.splits]
         if len(values) > 1:
-            found = over_seeds(values)
-            return found.mean, found.low, found.high
-        (one,) = self.splits
-        if one.errors is None:
+            interval = over_seeds(values)
+            return interval.mean, interval.low, interval.high
+        (split,) = self.splits
+        if split.errors is None:
             return values[0], None, None
-        rate = error_rate(one.errors, one.test)
+        rate = error_rate(split.errors, split.test)
         return rate.percent, rate.low, rate.high
 
     def to_json(self) -> dict[str, Any]:
-        told = asdict(replace(self, heads=()))
-        del told["heads"]
+        record = asdict(replace(self, heads=()))
+        del record["heads"]
         wrong, low, high = self.wrong()
-        return told | {"wrong": wrong, "low": low, "high": high}
+        return record | {"wrong": wrong, "low": low, "high": high}
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """A head with what is done to features before it."""
+    """A head with the normalisation of the features that it sees."""
 
     head: heads.Head
     normalise: Normalise
     divisor: float  # of `scale`
 
     def scores(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Of these rows of features (n, d): (rows, K)."""
+        """The scores of these rows of features (n, d): (rows, K)."""
         return self.head.scores(
             heads.Rows(x, rows, partial(_prepared, self.normalise, self.divisor))
         )
@@ -136,51 +136,51 @@ def run(
 ) -> Result:
     """Trains and tests a head on features of the same images.
 
-    groups: of each network its passes, which are combined as `how` says; the features of several
-    networks are put side by side (VGG, section B.1), with normalise='l2' each network's by their
-    own length. on_progress: of heads that are fitted.
+    groups: the passes of each network, which are combined as `how` says. The features of several
+    networks are put side by side (VGG, section B.1); normalise='l2' divides each network's by
+    their own length. on_progress: of heads that are fitted.
 
     Raises DataError where the images do not suffice or are not the same, and ConfigError for a
     `how` that can't be.
     """
     check(how)
-    of = groups[0][0].of
+    images = groups[0][0].of
     x: np.ndarray = side_by_side(groups, how)
     if how.only:
-        of, rows = chosen(of, how.only)
+        images, rows = chosen(images, how.only)
         x = x[rows]
-    targets = targets_of(of)
-    several = of.targets is not None
+    targets = targets_of(images)
+    several = images.targets is not None
     notes: list[str] = []
     splits, fitted = [], []
     values = heads.GRID[how.head] if how.strength is None else (how.strength,)
     fits = how.splits * (len(values) + 1 if len(values) > 1 else 1)
-    done = iter(range(1, fits + 1))
+    counter = iter(range(1, fits + 1))
 
     def fit(rows: np.ndarray, strength: float) -> Scaled:
         head = _fit(x, rows, targets, how, strength, several, notes.append)
-        on_progress(next(done), fits)
+        on_progress(next(counter), fits)
         return head
 
-    drawn = list(split(of, how))
+    drawn = list(split(images, how))
     if len(drawn) < how.splits:
         notes.append(
-            f"one split: {of.name} has a test part, and --train-per-class draws from the rest"
+            f"one split: {images.name} has a test part, and --train-per-class draws from the rest"
         )
     for train, test in drawn:
         start = time.monotonic()
-        check_classes(of, targets[train], several)
+        check_classes(images, targets[train], several)
         if several:
-            check_classes(of, targets[test], several, "test")
+            check_classes(images, targets[test], several, "test")
         tried: dict[float, float] = {}
         if len(values) > 1:
-            rest, held = _held_out(of, targets, train, several)
+            rest, held_out = _held_out(images, targets, train, several)
             for value in values:
-                score = fit(rest, value).scores(x, held)
-                tried[value] = _wrong_of(score, targets[held], several, how)
+                score = fit(rest, value).scores(x, held_out)
+                tried[value] = _wrong_of(score, targets[held_out], several, how)
         best = min(values, key=lambda value: (tried.get(value, 0.0), value))
         head = fit(train, best)
-        found = tested(head.scores(x, test), targets[test], several, how)
+        figures = tested(head.scores(x, test), targets[test], several, how)
         splits.append(
             Split(
                 train=len(train),
@@ -188,25 +188,25 @@ def run(
                 strength=best,
                 tried={f"{value:g}": wrong for value, wrong in tried.items()},
                 seconds=round(time.monotonic() - start, 3),
-                **found,
+                **figures,
             )
         )
         fitted.append(head)
-    passes = [one for group in groups for one in group]
+    passes = [features for group in groups for features in group]
     first = passes[0]
     return Result(
         run=" + ".join(group[0].run for group in groups),
         layer=first.layer,
         depth=first.depth,
-        passes=tuple(dict.fromkeys(one.name for one in passes)),
-        data=of.name,
-        fingerprint=of.fingerprint,
-        class_names=of.class_names,
+        passes=tuple(dict.fromkeys(features.name for features in passes)),
+        data=images.name,
+        fingerprint=images.fingerprint,
+        class_names=images.class_names,
         features=x.shape[1],
-        left_out=of.left_out,
+        left_out=images.left_out,
         how=how,
         splits=tuple(splits),
-        feature_seconds=sum(one.seconds for one in passes),
+        feature_seconds=sum(features.seconds for features in passes),
         notes=tuple(dict.fromkeys(notes)),
         heads=tuple(fitted),
     )
@@ -221,75 +221,75 @@ def side_by_side(groups: Sequence[Sequence[Found]], how: How) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.float32) for part in parts], axis=1)
 
 
-def chosen(of: Set, classes: Sequence[str]) -> tuple[Set, np.ndarray]:
-    """The images of these classes alone, numbered in the set's order, and which rows they are.
+def chosen(images: Set, classes: Sequence[str]) -> tuple[Set, np.ndarray]:
+    """(the images of these classes alone, their rows); the classes keep the set's order.
 
-    Raises ConfigError for a class that is not there, and for images of several classes.
+    Raises ConfigError for an unknown class, and for images of several classes.
     """
     for name in classes:
-        one_of(name, of.class_names, f"--only: class of {of.name}")
-    if of.targets is not None:
+        one_of(name, images.class_names, f"--only: class of {images.name}")
+    if images.targets is not None:
         raise ConfigError("--only is for images of one class each")
-    kept = [k for k, name in enumerate(of.class_names) if name in classes]
-    rows = np.flatnonzero(np.isin(of.labels, kept))
-    labels: np.ndarray = np.searchsorted(kept, of.labels[rows]).astype(np.int32)
-    names = tuple(of.class_names[k] for k in kept)
-    columns = {"ids": of.ids[rows], "parts": of.parts[rows], "labels": labels}
-    return replace(of, class_names=names, background=None, **columns), rows
+    indices = [k for k, name in enumerate(images.class_names) if name in classes]
+    rows = np.flatnonzero(np.isin(images.labels, indices))
+    labels: np.ndarray = np.searchsorted(indices, images.labels[rows]).astype(np.int32)
+    names = tuple(images.class_names[k] for k in indices)
+    columns = {"ids": images.ids[rows], "parts": images.parts[rows], "labels": labels}
+    return replace(images, class_names=names, background=None, **columns), rows
 
 
-def targets_of(of: Set) -> np.ndarray:
+def targets_of(images: Set) -> np.ndarray:
     """(n, K) int8: 1 for the classes of an image, 0 for others, -1 where it does not count."""
-    if of.targets is not None:
-        return of.targets
-    targets: np.ndarray = np.zeros((len(of), len(of.class_names)), np.int8)
-    targets[np.arange(len(of)), of.labels] = 1
+    if images.targets is not None:
+        return images.targets
+    targets: np.ndarray = np.zeros((len(images), len(images.class_names)), np.int8)
+    targets[np.arange(len(images)), images.labels] = 1
     return targets
 
 
-def split(of: Set, how: How) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def split(images: Set, how: How) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(training rows, test rows) of each split.
 
-    A set's own parts where it has them; of the training part, with `train_per_class`, so many of
-    each class. Without parts, images are drawn class by class. Raises DataError, and ConfigError
-    where numbers a class can't be.
+    A set that has parts is split into these; `train_per_class` draws from the training part.
+    Without parts, images are drawn class by class. Raises DataError for a part without images or
+    a class with too few, and ConfigError for options that do not go with the set.
     """
-    whole: np.ndarray = np.arange(len(of))
-    given = not (of.parts == ANY).any()
+    rows: np.ndarray = np.arange(len(images))
+    has_parts = not (images.parts == ANY).any()
     if how.test_per_class is not None and how.train_per_class is None:
         raise ConfigError("--test-per-class goes with --train-per-class")
-    train, test = whole[of.parts != TEST], whole[of.parts == TEST]
-    if given and not len(train):
-        raise DataError(f"{of.name} has no training images")
-    if given and not len(test):
-        raise DataError(f"{of.name} has no test images")
-    if given and how.train_per_class is None:
+    train, test = rows[images.parts != TEST], rows[images.parts == TEST]
+    if has_parts and not len(train):
+        raise DataError(f"{images.name} has no training images")
+    if has_parts and not len(test):
+        raise DataError(f"{images.name} has no test images")
+    if has_parts and how.train_per_class is None:
         yield train, test
         return
-    if of.targets is not None:
+    if images.targets is not None:
         raise ConfigError("images of several classes are not drawn class by class")
-    if given and how.test_per_class is not None:
+    if has_parts and how.test_per_class is not None:
         raise ConfigError(
-            f"--test-per-class is for sets without parts, and {of.name} has a test part"
+            f"--test-per-class is for sets without parts, and {images.name} has a test part"
         )
     for seed in range(how.splits):
         if how.train_per_class is None:
-            some, rest = split_holdout(of.labels, how.test_share, seed)
-            yield train[some], train[rest]
+            drawn, rest = split_holdout(images.labels, how.test_share, seed)
+            yield train[drawn], train[rest]
             continue
-        some, rest = random_split(
-            of.labels[train],
-            of.class_names,
+        drawn, rest = random_split(
+            images.labels[train],
+            images.class_names,
             how.train_per_class,
             seed,
             how.test_per_class,
-            least_left=0 if given else 1,
+            least_left=0 if has_parts else 1,
         )
-        yield train[some], test if given else train[rest]
+        yield train[drawn], test if has_parts else train[rest]
 
 
 def check(how: How) -> None:
-    """Raises ConfigError for what can't be."""
+    """Raises ConfigError for options that can't be."""
     value = how.strength
     if value is not None and not 0 < value < math.inf:
         raise ConfigError(f"--strength {value:g}; expected more than 0")
@@ -306,34 +306,34 @@ def check(how: How) -> None:
 
 
 def check_classes(
-    of: Set | Collection, targets: np.ndarray, several: bool, part: str = "training"
+    images: Set | Collection, targets: np.ndarray, several: bool, part: str = "training"
 ) -> None:
     """Raises DataError where the classes of these images can't be learnt, or tested."""
-    if len(of.class_names) < 2:
+    if len(images.class_names) < 2:
         raise DataError(
-            f"{of.name} has one class only ({of.class_names[0]}); expected at least two"
+            f"{images.name} has one class only ({images.class_names[0]}); expected at least two"
         )
-    there = (targets == 1).any(axis=0)
+    present = (targets == 1).any(axis=0)
     if several:
-        there &= (targets == 0).any(axis=0)
-    if not there.all():
-        missing = of.class_names[int(np.flatnonzero(~there)[0])]
-        what = "images of it and images without it" if several else "one"
-        raise DataError(f"{of.name}: class {missing!r} lacks {part} images; expected {what}")
+        present &= (targets == 0).any(axis=0)
+    if not present.all():
+        missing = images.class_names[int(np.flatnonzero(~present)[0])]
+        needed = "images of it and images without it" if several else "one"
+        raise DataError(f"{images.name}: class {missing!r} lacks {part} images; expected {needed}")
 
 
 def _held_out(
-    of: Set, targets: np.ndarray, train: np.ndarray, several: bool
+    images: Set, targets: np.ndarray, train: np.ndarray, several: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(the rest, held out) of the training rows. Raises DataError where there are too few."""
+    """The training rows as (rest, held out). Raises DataError where there are too few."""
     if not several:
-        rest, held = split_holdout(of.labels[train], HELD_OUT, seed=0)
-        return train[rest], train[held]
+        rest, held_out = split_holdout(images.labels[train], HELD_OUT, seed=0)
+        return train[rest], train[held_out]
     ranks = np.random.Philox(key=0).random_raw(len(train))
-    none: np.ndarray = np.zeros(len(train), np.int32)
-    chosen = stratified(none, round(HELD_OUT * len(train)), ranks, least=1)
-    check_classes(of, targets[train[~chosen]], several)
-    return train[~chosen], train[chosen]
+    one_class: np.ndarray = np.zeros(len(train), np.int32)
+    drawn = stratified(one_class, round(HELD_OUT * len(train)), ranks, least=1)
+    check_classes(images, targets[train[~drawn]], several)
+    return train[~drawn], train[drawn]
 
 
 def _fit(
@@ -349,8 +349,8 @@ def _fit(
     if how.normalise == "scale":
         squares = 0.0
         for at in range(0, len(rows), heads.CHUNK):
-            seen = np.asarray(x[rows[at : at + heads.CHUNK]], np.float32)
-            squares += float(np.einsum("nd,nd->", seen, seen, dtype=np.float64))
+            chunk = np.asarray(x[rows[at : at + heads.CHUNK]], np.float32)
+            squares += float(np.einsum("nd,nd->", chunk, chunk, dtype=np.float64))
         divisor = (squares / len(rows)) ** 0.5 or 1.0
     prepared = partial(_prepared, how.normalise, divisor)
     assert how.head != "finetune"  # `finetune` has that
@@ -379,22 +379,22 @@ def _outgrows(x: np.ndarray) -> bool:
 def _wrong_of(scores: np.ndarray, targets: np.ndarray, several: bool, how: How) -> float:
     """Percent: the error, or 100 minus the mean average precision."""
     if several:
-        there = (targets == 1).any(axis=0)  # of the held-out images, a rare class may be in none
+        present = (targets == 1).any(axis=0)  # of the held-out images, a rare class may be in none
         return 100 - metrics.mean_average_precision(
-            scores[:, there], targets[:, there], how.precision
+            scores[:, present], targets[:, present], how.precision
         )
     return 100 * float((true_class_rank(scores, targets.argmax(axis=1)) > 1).mean())
 
 
-def _wrong(one: Split) -> float:
-    if one.errors is None:
-        assert one.mean_average_precision is not None
-        return 100 - one.mean_average_precision
-    return 100 * one.errors / one.test
+def _wrong(split: Split) -> float:
+    if split.errors is None:
+        assert split.mean_average_precision is not None
+        return 100 - split.mean_average_precision
+    return 100 * split.errors / split.test
 
 
 def tested(scores: np.ndarray, targets: np.ndarray, several: bool, how: How) -> dict[str, Any]:
-    """What the test says of scores (n, K), as fields of `Split`. targets: as of `targets_of`."""
+    """The figures of test scores (n, K), as fields of `Split`. targets: as of `targets_of`."""
     if several:
         by_class = [
             metrics.average_precision(score, target, how.precision)
