@@ -24,14 +24,14 @@ _BATCH = 64  # covered images at once
 class Occlusion:
     """Posteriors of a class for n images, whole, and covered at p by p places.
 
-    The square is 0 in the network's input: the mean that is taken off all images.
+    The square is 0 in the network's input: the mean that is subtracted from all images.
     """
 
     classes: np.ndarray  # (n,) int32, of the network
     whole: np.ndarray  # (n,) float32
     covered: np.ndarray  # (n, p, p) float32, by the square's first row and first column
     firsts: np.ndarray  # (p,) int32, these rows and columns, pixels
-    square: int  # its side, pixels
+    square: int  # side of the square, pixels
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Saliency:
     """Saliency maps of n images."""
 
     classes: np.ndarray  # (n,) int32, of the network
-    maps: np.ndarray  # (n, h, w) float32, score by grey level (0 to 255) of a pixel
+    maps: np.ndarray  # (n, h, w) float32, change of the score a grey level (0 to 255) of the pixel
 
 
 def places(side: int) -> tuple[int, np.ndarray]:
@@ -58,7 +58,7 @@ def occlusion(
     classes: np.ndarray,
     on_progress: Progress = lambda done, total: None,
 ) -> Occlusion:
-    """Of the posterior of one class for each image. on_progress: of covered images."""
+    """Covers each image and computes the posterior of its class. on_progress: of covered images."""
     square, firsts = places(shown.x.shape[1])
     posteriors = jax.nn.sigmoid if looking.subject.data.seen.several else jax.nn.softmax
 
@@ -74,12 +74,12 @@ def occlusion(
     shape = (1 + (-1 - len(grid)) % _BATCH, 2)  # fills the last batch
     outside: np.ndarray = np.full(shape, -square, np.int32)  # covers nothing
     corners = np.concatenate([grid, outside])
-    found, total = [], len(classes) * len(corners)
+    batches, total = [], len(classes) * len(corners)
     for x, k in zip(shown.x, classes, strict=True):
         for at in range(0, len(corners), _BATCH):
-            found.append(np.asarray(program(x, corners[at : at + _BATCH], k)))
-            on_progress(len(found) * _BATCH, total)
-    posteriors = np.concatenate(found).reshape(len(classes), -1)
+            batches.append(np.asarray(program(x, corners[at : at + _BATCH], k)))
+            on_progress(len(batches) * _BATCH, total)
+    posteriors = np.concatenate(batches).reshape(len(classes), -1)
     maps = posteriors[:, : len(grid)].reshape(-1, p, p)
     return Occlusion(classes, posteriors[:, len(grid)], maps, firsts, square)
 
@@ -89,7 +89,7 @@ def _within(places: jax.Array, size: int) -> jax.Array:
 
 
 def saliency(looking: Looking, shown: Shown, classes: np.ndarray) -> Saliency:
-    """Of the score of one class for each image, by the pixels of its view.
+    """The gradient of each image's score of its class, by the pixels of its view.
 
     Of whitened images it is by the whitened pixels.
     """
@@ -100,6 +100,6 @@ def saliency(looking: Looking, shown: Shown, classes: np.ndarray) -> Saliency:
     def gradients(net: Network, x: jax.Array, classes: jax.Array) -> jax.Array:
         return jax.grad(lambda x: scores(net, x, classes))(x)
 
-    found = np.asarray(looking.program(gradients)(shown.x, classes))
+    gradient = np.asarray(looking.program(gradients)(shown.x, classes))
     std = np.asarray(looking.subject.data.seen.normalise.std)
-    return Saliency(classes, np.abs(found / std).max(axis=-1))
+    return Saliency(classes, np.abs(gradient / std).max(axis=-1))

@@ -5,9 +5,9 @@ that images are compared by short binary codes. Three ways to get codes of `bits
 
     autoencoder   signs of the hidden units of an auto-encoder with one hidden layer of tanh units
     PCA           signs of the projections on the first principal components
-    projections   signs of random projections, which know nothing of the images: the baseline
+    projections   signs of random projections, which do not depend on the images: the baseline
 
-Each is fitted to the training images; features are centred at their mean before.
+Each is fitted to the training images, after features are centred at their mean.
 
 recall@10 is the mean over queries of the share of a query's 10 nearest training images (Euclidean
 distance of real-valued features) that are among its 10 nearest by the Hamming distance of codes. Of
@@ -27,7 +27,7 @@ from experiments.inspection.neighbours import Features, nearest
 BITS = 64
 NEIGHBOURS = 10
 STEPS, BATCH, RATE = 500, 256, 1e-2  # of the auto-encoder's training, by Adam
-NOISE = 1.0  # deviation of what is added to its hidden units' inputs while it is trained
+NOISE = 1.0  # deviation of the noise on its hidden units' inputs in training
 SEED = 0
 _ROWS = 256  # queries at once
 
@@ -53,21 +53,21 @@ def compared(features: Features, bits: int = BITS) -> list[Codes]:
     """The codes of each way, with their recall. PCA has no more bits than there are features."""
     x, queries = features.training, features.tested
     truth, _ = nearest(x, queries, NEIGHBOURS)
-    found = []
+    codes = []
     for how, fit in WAYS.items():
         encode = fit(x, bits)
         training, tested = encode(x), encode(queries)
         by_code = hamming_nearest(training, tested, NEIGHBOURS)
-        found.append(Codes(how, training, tested, recall(by_code, truth)))
-    return found
+        codes.append(Codes(how, training, tested, recall(by_code, truth)))
+    return codes
 
 
 def principal(x: np.ndarray, bits: int) -> Encoder:
     """Signs of the projections on the principal components of largest variance of x (n, d)."""
     from sklearn.decomposition import PCA
 
-    found = PCA(min(bits, *x.shape), random_state=SEED).fit(x)
-    return lambda y: found.transform(y) > 0
+    pca = PCA(min(bits, *x.shape), random_state=SEED).fit(x)
+    return lambda y: pca.transform(y) > 0
 
 
 def random_projections(x: np.ndarray, bits: int) -> Encoder:
@@ -116,8 +116,8 @@ def autoencoder(x: np.ndarray, bits: int) -> Encoder:
 
         return jax.lax.scan(step, (weights, adam.init(weights)), (rows, keys))[0][0]
 
-    found = {name: np.asarray(array) for name, array in trained(z, weights).items()}
-    return lambda y: (y - mean) / np.float32(scale) @ found["W"] + found["b"] > 0
+    fitted = {name: np.asarray(array) for name, array in trained(z, weights).items()}
+    return lambda y: (y - mean) / np.float32(scale) @ fitted["W"] + fitted["b"] > 0
 
 
 WAYS: dict[str, Callable[[np.ndarray, int], Encoder]] = {
@@ -134,17 +134,17 @@ def hamming_nearest(codes: np.ndarray, queries: np.ndarray, k: int) -> np.ndarra
     """
     n, bits = codes.shape
     signs = np.where(codes, 1, -1).astype(np.float32)
-    found = []
+    rows = []
     for at in range(0, len(queries), _ROWS):
-        some = np.where(queries[at : at + _ROWS], 1, -1).astype(np.float32)
-        apart = ((bits - some @ signs.T) / 2).astype(np.int64)
-        keys = apart * n + np.arange(n)  # no two are the same
+        chunk = np.where(queries[at : at + _ROWS], 1, -1).astype(np.float32)
+        distances = ((bits - chunk @ signs.T) / 2).astype(np.int64)
+        keys = distances * n + np.arange(n)  # no two are the same
         keys = np.partition(keys, min(k, n) - 1, axis=1)[:, :k]
-        found.append(np.sort(keys, axis=1) % n)
-    return np.concatenate(found)
+        rows.append(np.sort(keys, axis=1) % n)
+    return np.concatenate(rows)
 
 
-def recall(found: np.ndarray, truth: np.ndarray) -> float:
-    """The mean share of each row of truth (q, k) that is in the same row of found (q, k)."""
-    there = (found[:, :, None] == truth[:, None, :]).any(axis=1)
-    return float(there.mean())
+def recall(retrieved: np.ndarray, truth: np.ndarray) -> float:
+    """The mean share of each row of truth (q, k) that is in the same row of retrieved (q, k)."""
+    is_retrieved = (retrieved[:, :, None] == truth[:, None, :]).any(axis=1)
+    return float(is_retrieved.mean())

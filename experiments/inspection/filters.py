@@ -10,7 +10,7 @@ from experiments.inspection.looking import Looking
 
 @dataclass(frozen=True)
 class Filters:
-    """The n kernels of a layer that sees images."""
+    """The n kernels of a layer whose input is images."""
 
     layer: str
     kernels: np.ndarray  # (h, w, C, n) float32
@@ -21,15 +21,15 @@ class Filters:
 
         A kernel whose weights are all the same is 0.
         """
-        each: np.ndarray = np.moveaxis(self.kernels, -1, 0).astype(np.float64)
-        low = each.min(axis=(1, 2, 3), keepdims=True)
-        reach = each.max(axis=(1, 2, 3), keepdims=True) - low
-        scaled = (each - low) / np.where(reach > 0, reach, 1)
+        kernels: np.ndarray = np.moveaxis(self.kernels, -1, 0).astype(np.float64)
+        low = kernels.min(axis=(1, 2, 3), keepdims=True)
+        extent = kernels.max(axis=(1, 2, 3), keepdims=True) - low
+        scaled = (kernels - low) / np.where(extent > 0, extent, 1)
         return (255 * scaled).round().astype(np.uint8)
 
 
 def first(looking: Looking) -> Filters:
-    """The first convolution's. Raises ArchitectureError where a network has none."""
+    """Those of the first convolution. Raises ArchitectureError where a network begins otherwise."""
     _, params, _ = looking.subject.network
     for layer in layer_outputs.layer_outputs(looking.bare):
         kernel = params.get(f"{layer}/kernel")

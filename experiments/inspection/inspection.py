@@ -1,4 +1,4 @@
-"""All parts of an inspection, one after the other, and their arrays as one file."""
+"""Runs all parts of an inspection, and writes their arrays to one file."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -29,7 +29,7 @@ OF_SCORES = ("occlusion", "saliency")  # parts that look at a class's score
 SAYS_BOXES = "the run says boxes (train.boxes), and has no scores of classes"
 QUERIES = 6  # images whose neighbours, occlusion and saliency are shown
 NEAREST = 6  # neighbours of each
-# Arrays of the file: name -> what it is. LAYER and HOW stand for names of layers and ways.
+# Arrays of the file: name -> description. LAYER and HOW stand for names of layers and ways.
 ARRAYS = {
     "classes": "names of the set's classes",
     "network_classes": "names of the network's classes",
@@ -72,7 +72,7 @@ ARRAYS = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What is looked at, and how much of it."""
+    """The parts of an inspection that are asked for, and their sizes."""
 
     parts: tuple[str, ...] = PARTS
     layers: tuple[str, ...] = ()  # of `units`; none: as `units.layers` chooses
@@ -81,7 +81,7 @@ class Asked:
     bits: int = codes.BITS
 
     def check(self) -> None:
-        """Raises ConfigError for what can't be."""
+        """Raises ConfigError for an unknown part, or a size below 1."""
         for part in self.parts:
             if part not in PARTS:
                 near = nearest_word("; is {!r} meant?", part, PARTS)
@@ -104,7 +104,7 @@ class Neighbours:
 
 @dataclass
 class Inspection:
-    """What was found, None where it was not asked for or can't be: `left_out` says why."""
+    """What an inspection shows. Parts that were not asked for, or are in `left_out`, are empty."""
 
     run: str
     step: int
@@ -130,101 +130,101 @@ class Inspection:
     left_out: dict[str, str] = field(default_factory=dict)  # part -> why
 
     def arrays(self) -> Arrays:
-        """Everything of it by the names of `ARRAYS`."""
-        told: Arrays = {
+        """All arrays of the inspection, by the names of `ARRAYS`."""
+        arrays: Arrays = {
             "classes": np.array(self.class_names),
             "network_classes": np.array(self.network_classes),
         }
         if self.filters is not None:
-            told["filters/kernels"] = self.filters.kernels
-        for one in self.units:
+            arrays["filters/kernels"] = self.filters.kernels
+        for layer_units in self.units:
             for name in ("units", "ids", "values", "places", "boxes"):
-                told[f"units/{one.layer}/{name}"] = getattr(one, name)
+                arrays[f"units/{layer_units.layer}/{name}"] = getattr(layer_units, name)
         if self.nearest is not None:
             for name in ("queries", "ids", "distances"):
-                told[f"nearest/{name}"] = getattr(self.nearest, name)
+                arrays[f"nearest/{name}"] = getattr(self.nearest, name)
         if self.codes and self.features is not None:
-            told["codes/training_ids"] = self.features.training_ids
-            told["codes/tested_ids"] = self.features.tested_ids
+            arrays["codes/training_ids"] = self.features.training_ids
+            arrays["codes/tested_ids"] = self.features.tested_ids
         for code in self.codes:
             for name in ("training", "tested", "recall"):
-                told[f"codes/{code.how}/{name}"] = np.asarray(getattr(code, name))
-        return told | self._attention() | self._statistics()
+                arrays[f"codes/{code.how}/{name}"] = np.asarray(getattr(code, name))
+        return arrays | self._attention() | self._statistics()
 
     def _attention(self) -> Arrays:
-        told: Arrays = {}
+        arrays: Arrays = {}
         if self.images is not None:
-            told["images/ids"], told["images/pictures"] = self.images.ids, self.images.pictures
-        for found in (self.occlusion, self.saliency):
-            if found is not None:
-                told["images/classes"] = found.classes
+            arrays["images/ids"], arrays["images/pictures"] = self.images.ids, self.images.pictures
+        for maps in (self.occlusion, self.saliency):
+            if maps is not None:
+                arrays["images/classes"] = maps.classes
         if self.occlusion is not None:
             for name in ("whole", "covered", "firsts", "square"):
-                told[f"occlusion/{name}"] = np.asarray(getattr(self.occlusion, name))
+                arrays[f"occlusion/{name}"] = np.asarray(getattr(self.occlusion, name))
         if self.saliency is not None:
-            told["saliency/maps"] = self.saliency.maps
-        return told
+            arrays["saliency/maps"] = self.saliency.maps
+        return arrays
 
     def _statistics(self) -> Arrays:
-        told: Arrays = {}
-        for name, found, columns in (
+        arrays: Arrays = {}
+        for name, layers, columns in (
             ("statistics", self.statistics, ("layer", "depth", "units", "mean", "deviation")),
             ("gradients", self.gradients, ("layer", "depth", "mean_square")),
         ):
-            for column in columns if found else ():
+            for column in columns if layers else ():
                 key = f"{name}/{column.removesuffix('s')}s"
-                told[key] = np.array([getattr(one, column) for one in found])
+                arrays[key] = np.array([getattr(layer, column) for layer in layers])
         if self.statistics:
-            told["statistics/dead"] = np.array([one.dead for one in self.statistics])
+            arrays["statistics/dead"] = np.array([layer.dead for layer in self.statistics])
         if self.logged:
-            told["logged/layers"] = np.array([one.layer for one in self.logged])
-            told["logged/epochs"] = self.logged[0].epochs
-            told["logged/gradients"] = np.stack([one.values for one in self.logged])
-        return told
+            arrays["logged/layers"] = np.array([layer.layer for layer in self.logged])
+            arrays["logged/epochs"] = self.logged[0].epochs
+            arrays["logged/gradients"] = np.stack([layer.values for layer in self.logged])
+        return arrays
 
 
-def write(found: Inspection, file: Path) -> None:
+def write(inspection: Inspection, file: Path) -> None:
     """Writes `Inspection.arrays` as an .npz. Raises RunError where it can't be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(file, found.arrays())
+        write_arrays(file, inspection.arrays())
     except OSError as error:
         raise runs.unwritten(file, error) from error
 
 
 def inspect(
-    looking: Looking, asked: Asked, on_part: Callable[[str], None] = lambda part: None
+    looking: Looking, request: Asked, on_part: Callable[[str], None] = lambda part: None
 ) -> Inspection:
-    """Looks at all parts that are asked for, in the order of PARTS. on_part: hears of each.
+    """Makes all parts that are asked for, in the order of PARTS. on_part: called with each.
 
-    Raises ArchitectureError for an unknown layer, ConfigError for what else can't be asked, and
-    DataError where no image can be used.
+    Raises ArchitectureError for an unknown layer, ConfigError as `Asked.check` does, and DataError
+    where no image can be used.
     """
-    asked.check()
-    for layer in asked.layers:
+    request.check()
+    for layer in request.layers:
         layer_outputs.check(looking.bare, layer)
-    work = _Work(looking, asked)
-    boxes = looking.subject.config.train.boxes != "none"
+    work = _Work(looking, request)
+    says_boxes = looking.subject.config.train.boxes != "none"
     for part in PARTS:
-        if boxes and part in asked.parts and part in OF_SCORES:
-            work.found.left_out[part] = SAYS_BOXES
-        elif part in asked.parts:
+        if says_boxes and part in request.parts and part in OF_SCORES:
+            work.inspection.left_out[part] = SAYS_BOXES
+        elif part in request.parts:
             on_part(part)
             try:
                 getattr(work, part)()
             except ArchitectureError as error:
-                work.found.left_out[part] = str(error)
+                work.inspection.left_out[part] = str(error)
     work.add_pictures()
-    return work.found
+    return work.inspection
 
 
 class _Work:
     """The parts of one inspection, and what they share."""
 
-    def __init__(self, looking: Looking, asked: Asked) -> None:
-        self.looking, self.asked = looking, asked
+    def __init__(self, looking: Looking, request: Asked) -> None:
+        self.looking, self.request = looking, request
         subject = looking.subject
-        self.found = Inspection(
+        self.inspection = Inspection(
             run=subject.run.id,
             step=subject.step,
             data=subject.collection.name,
@@ -235,14 +235,14 @@ class _Work:
             has_parts=looking.has_parts,
         )
 
-    def bar(self, what: str) -> AbstractContextManager[Progress]:
+    def bar(self, label: str) -> AbstractContextManager[Progress]:
         subject = self.looking.subject
-        return subject.bar(f"{subject.run.id} {what}")
+        return subject.bar(f"{subject.run.id} {label}")
 
     @cached_property
     def ids(self) -> np.ndarray:
-        """Of the images that `units` and `statistics` look through."""
-        return evenly(self.looking.tested, self.asked.images)
+        """Ids of the images that `units` and `statistics` look through."""
+        return evenly(self.looking.tested, self.request.images)
 
     @cached_property
     def queries(self) -> np.ndarray:
@@ -250,23 +250,23 @@ class _Work:
 
     @cached_property
     def features(self) -> Features:
-        self.found.features = neighbours.features(self.looking, self.queries)
-        return self.found.features
+        self.inspection.features = neighbours.features(self.looking, self.queries)
+        return self.inspection.features
 
     @cached_property
     def shown(self) -> tuple[Shown, np.ndarray]:
         images = self.looking.shown(self.queries)
-        self.found.images = images
+        self.inspection.images = images
         return images, self.looking.classes_of(images)
 
     def filters(self) -> None:
-        self.found.filters = filters.first(self.looking)
+        self.inspection.filters = filters.first(self.looking)
 
     def units(self) -> None:
-        names = list(self.asked.layers) or units.layers(self.looking.bare)
+        names = list(self.request.layers) or units.layers(self.looking.bare)
         with self.bar("units") as on_progress:
-            self.found.units = units.most_exciting(
-                self.looking, names, self.ids, self.asked.units, on_progress
+            self.inspection.units = units.most_exciting(
+                self.looking, names, self.ids, self.request.units, on_progress
             )
 
     def nearest(self) -> None:
@@ -274,44 +274,44 @@ class _Work:
         queries = self.queries[np.isin(self.queries, features.tested_ids)]
         at = np.searchsorted(features.tested_ids, queries)
         rows, distances = neighbours.nearest(features.training, features.tested[at], NEAREST)
-        ids, of = features.training_ids[rows], len(features.training)
-        self.found.nearest = Neighbours(features.layer, of, queries, ids, distances)
+        ids, n = features.training_ids[rows], len(features.training)
+        self.inspection.nearest = Neighbours(features.layer, n, queries, ids, distances)
 
     def codes(self) -> None:
-        self.found.codes = codes.compared(self.features, self.asked.bits)
+        self.inspection.codes = codes.compared(self.features, self.request.bits)
 
     def occlusion(self) -> None:
         with self.bar("occlusion") as on_progress:
-            self.found.occlusion = attention.occlusion(self.looking, *self.shown, on_progress)
+            self.inspection.occlusion = attention.occlusion(self.looking, *self.shown, on_progress)
 
     def saliency(self) -> None:
-        self.found.saliency = attention.saliency(self.looking, *self.shown)
+        self.inspection.saliency = attention.saliency(self.looking, *self.shown)
 
     def statistics(self) -> None:
-        found, looking = self.found, self.looking
+        inspection, looking = self.inspection, self.looking
         with self.bar("statistics") as on_progress:
-            found.statistics = statistics.of_layers(looking, self.ids, on_progress)
-        found.logged = statistics.logged(looking)
+            inspection.statistics = statistics.of_layers(looking, self.ids, on_progress)
+        inspection.logged = statistics.logged(looking)
         if looking.subject.config.train.boxes != "none":
-            found.left_out["gradients"] = SAYS_BOXES
+            inspection.left_out["gradients"] = SAYS_BOXES
             return
         if looking.several:
-            found.left_out["gradients"] = "images may be of several classes"
+            inspection.left_out["gradients"] = "images may be of several classes"
             return
         if looking.own_classes is None:
-            found.left_out["gradients"] = f"classes of {found.data} are not the network's"
+            inspection.left_out["gradients"] = f"classes of {inspection.data} are not the network's"
             return
         ids = looking.spread(looking.training, statistics.TRAINING)
-        found.gradients = statistics.gradients(looking, ids)
+        inspection.gradients = statistics.gradients(looking, ids)
 
     def add_pictures(self) -> None:
-        """Of all images that are shown."""
-        found = self.found
-        needed: Sequence[np.ndarray] = [one.ids.ravel() for one in found.units]
-        if found.nearest is not None:
-            needed = [*needed, found.nearest.queries, found.nearest.ids.ravel()]
+        """Adds the views and labels of the images of units and neighbours."""
+        inspection = self.inspection
+        needed: Sequence[np.ndarray] = [layer_units.ids.ravel() for layer_units in inspection.units]
+        if inspection.nearest is not None:
+            needed = [*needed, inspection.nearest.queries, inspection.nearest.ids.ravel()]
         if not needed:
             return
-        seen = self.looking.shown(np.unique(np.concatenate(needed)))
-        for at, picture, label in zip(seen.ids, seen.pictures, seen.labels, strict=True):
-            found.pictures[int(at)], found.labels[int(at)] = picture, int(label)
+        shown = self.looking.shown(np.unique(np.concatenate(needed)))
+        for i, picture, label in zip(shown.ids, shown.pictures, shown.labels, strict=True):
+            inspection.pictures[int(i)], inspection.labels[int(i)] = picture, int(label)

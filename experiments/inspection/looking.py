@@ -1,4 +1,4 @@
-"""A trained network with its images: which are there, what it is shown of them, and programs."""
+"""A trained network with the images of a set, its views of them, and programs on these."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images on the device; of those that `mask` leaves out nothing is meant."""
+    """Images on the device; only those where `mask` is true count."""
 
     x: jax.Array  # (B, h, w, C) float32, normalised
     ids: np.ndarray  # (B,) int32
@@ -54,7 +54,7 @@ class Looking:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The set's."""
+        """Names of the set's classes."""
         return self.subject.collection.class_names
 
     @cached_property
@@ -77,8 +77,7 @@ class Looking:
         return bool((parts == TEST).any() and (parts == TRAIN).any())
 
     def spread(self, ids: np.ndarray, n: int) -> np.ndarray:
-        """At most n of these ids, spread evenly over classes where labels are known, else over
-        places."""
+        """At most n of these ids, spread evenly over classes, or without labels over places."""
         labels = self.subject.collection.images.labels
         if labels is not None:
             ids = ids[np.argsort(np.asarray(labels)[ids], kind="stable")]
@@ -91,57 +90,57 @@ class Looking:
 
     @cached_property
     def own_classes(self) -> tuple[int, ...] | None:
-        """The network's class of each class of the set; None where they are others."""
-        collection, seen = self.subject.collection, self.subject.data.seen
+        """The network's class of each class of the set; None where their classes differ."""
+        collection, prep = self.subject.collection, self.subject.data.seen
         if collection.targets is not None:
             return None
         try:
-            return classes.match(collection.name, self.class_names, seen.class_names).labels
+            return classes.match(collection.name, self.class_names, prep.class_names).labels
         except DataError:
             return None
 
     def classes_of(self, shown: Shown) -> np.ndarray:
-        """The network's class of each image, (n,): the true one, or where classes are others the
-        one that it finds."""
+        """The network's class of each image, (n,): the true one, or where the set's classes are
+        not the network's, the predicted one."""
         if self.own_classes is not None:
             return np.array(self.own_classes, np.int32)[shown.labels]
         logits = self.program(lambda net, x: net(x))(shown.x)
         return np.asarray(logits).argmax(axis=1).astype(np.int32)
 
     def batches(self, ids: np.ndarray) -> Iterator[Batch]:
-        """These images, in order. Raises DataError where none can be used."""
+        """Batches of these images, in order. Raises DataError where none can be used."""
         usable = False
-        for x, found in self._viewed(ids, "test_views"):
-            usable |= bool(found.mask.any())
-            yield Batch(x, found.indices, found.labels, found.mask)
+        for x, batch in self._viewed(ids, "test_views"):
+            usable |= bool(batch.mask.any())
+            yield Batch(x, batch.indices, batch.labels, batch.mask)
         if not usable:
-            raise self._none(len(ids))
+            raise self._all_unusable(len(ids))
 
     def shown(self, ids: np.ndarray) -> Shown:
         """These images, in order, without those that can't be used.
 
-        Raises DataError where that leaves none.
+        Raises DataError where none can be used.
         """
         parts = []
         both = zip(self._viewed(ids, "test_views"), self._viewed(ids, "pixels"), strict=True)
-        for (x, found), (pixels, _) in both:
+        for (x, batch), (pixels, _) in both:
             pictures = np.asarray(pixels).round().clip(0, 255).astype(np.uint8)
-            arrays = (np.asarray(x), pictures, found.indices, found.labels)
-            parts.append([array[found.mask] for array in arrays])
+            arrays = (np.asarray(x), pictures, batch.indices, batch.labels)
+            parts.append([array[batch.mask] for array in arrays])
         joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
         if not len(joined[2]):
-            raise self._none(len(ids))
+            raise self._all_unusable(len(ids))
         return Shown(*joined)
 
-    def _none(self, n: int) -> DataError:
+    def _all_unusable(self, n: int) -> DataError:
         return DataError(f"none of {n} images of {self.subject.collection.name} can be used")
 
     def _viewed(self, ids: np.ndarray, how: str) -> Iterator[tuple[jax.Array, Any]]:
         tester, _, _ = self.subject.network
         view = self._views(how)
         size = min(tester.batch, BATCH, len(ids))
-        for found in tester.data.tested("test", tester.mesh, size, self.view, ids):
-            yield view(tester.constants, found.inputs)[:, 0], found
+        for batch in tester.data.tested("test", tester.mesh, size, self.view, ids):
+            yield view(tester.constants, batch.inputs)[:, 0], batch
 
     @functools.cache  # noqa: B019  it lives as long as its programs
     def _views(self, how: str) -> Any:

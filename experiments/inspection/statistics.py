@@ -25,7 +25,7 @@ class LayerStatistics:
     images: int
     units: int  # maps, or outputs of a fully connected layer
     mean: float  # over images, places and units
-    deviation: float  # as well
+    deviation: float  # over the same
     dead: int  # units that are above zero at no place of any image
 
 
@@ -51,63 +51,63 @@ class LoggedGradient:
 
 
 def logged(looking: Looking) -> list[LoggedGradient]:
-    """Of the layers whose gradients the run's log has, by depth: see `train.log_gradients`."""
+    """The gradients in the run's log, by depth of their layers: see `train.log_gradients`."""
     lines = [line for line in looking.subject.run.logged() if "train_loss" in line]
-    found = []
-    for name, about in layer_outputs.layer_outputs(looking.bare).items():
-        told = [(line["epoch"], line[key]) for line in lines if (key := GRADIENT + name) in line]
-        if told:
-            found.append(LoggedGradient(name, about.depth, *np.array(told, np.float64).T))
-    return found
+    gradients = []
+    for name, layer in layer_outputs.layer_outputs(looking.bare).items():
+        points = [(line["epoch"], line[key]) for line in lines if (key := GRADIENT + name) in line]
+        if points:
+            gradients.append(LoggedGradient(name, layer.depth, *np.array(points, np.float64).T))
+    return gradients
 
 
 def of_layers(
     looking: Looking, ids: np.ndarray, on_progress: Progress = lambda done, total: None
 ) -> list[LayerStatistics]:
-    """Of the layers and blocks of `layer_outputs.steps`, over the images with these ids."""
+    """Statistics of the layers of `layer_outputs.steps`, over the images with these ids."""
     names = layer_outputs.steps(looking.bare)
 
     def moments(net: Network, x: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
         outputs = layer_outputs.outputs(net, names, x)
         return {name: _moments(output) for name, output in outputs.items()}
 
-    program, parts, done = looking.program(moments), [], 0
+    program, parts, images = looking.program(moments), [], 0
     for batch in looking.batches(ids):
-        found = jax.tree.map(np.asarray, program(batch.x))
-        parts.append(jax.tree.map(lambda array, mask=batch.mask: array[mask], found))
-        done += int(batch.mask.sum())
-        on_progress(done, len(ids))
+        batch_moments = jax.tree.map(np.asarray, program(batch.x))
+        parts.append(jax.tree.map(lambda array, mask=batch.mask: array[mask], batch_moments))
+        images += int(batch.mask.sum())
+        on_progress(images, len(ids))
     joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    known = layer_outputs.layer_outputs(looking.bare)
-    result = []
+    layers = layer_outputs.layer_outputs(looking.bare)
+    statistics = []
     for name in names:
         means, variances, above = joined[name]
         means = means.astype(np.float64)
-        # All images have as many values, so that their moments join to those of all values.
+        # All images have the same number of values, so the moments of all follow from theirs.
         variance = variances.mean(dtype=np.float64) + means.var()
         dead = int((~above.any(axis=0)).sum())
-        result.append(
+        statistics.append(
             LayerStatistics(
                 layer=name,
-                depth=known[name].depth,
-                images=done,
-                units=known[name].shape[-1],
+                depth=layers[name].depth,
+                images=images,
+                units=layers[name].shape[-1],
                 mean=float(means.mean()),
                 deviation=float(np.sqrt(variance)),
                 dead=dead,
             )
         )
-    return result
+    return statistics
 
 
 def _moments(output: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Each image's mean and variance (B,), and which units are somewhere above zero (B, c)."""
+    """Each image's mean and variance (B,), and whether units are anywhere above zero (B, c)."""
     flat = output.astype(jnp.float32).reshape(output.shape[0], -1, output.shape[-1])
     return flat.mean(axis=(1, 2)), flat.var(axis=(1, 2)), (flat > 0).any(axis=1)
 
 
 def gradients(looking: Looking, ids: np.ndarray) -> list[LayerGradient]:
-    """Of the mean loss of the images with these ids, by each layer's weights, in eval mode.
+    """The gradient of the images' mean loss by each layer's weights, in eval mode.
 
     Only of sets whose classes are the network's, see `Looking.own_classes`.
     """
@@ -126,14 +126,14 @@ def gradients(looking: Looking, ids: np.ndarray) -> list[LayerGradient]:
     program, images = looking.program(summed), 0
     total: Flat = {}
     for batch in looking.batches(ids):
-        found = program(batch.x, labels[batch.labels], batch.mask)
-        total = jax.tree.map(jnp.add, total, found) if total else found
+        batch_total = program(batch.x, labels[batch.labels], batch.mask)
+        total = jax.tree.map(jnp.add, total, batch_total) if total else batch_total
         images += int(batch.mask.sum())
-    result = []
-    for name, about in layer_outputs.layer_outputs(looking.bare).items():
+    by_layer = []
+    for name, layer in layer_outputs.layer_outputs(looking.bare).items():
         gradient = total.get(f"{name}/kernel")
         if gradient is not None:
             mean_square = float(jnp.square(gradient / images).mean())
             size = gradient.size
-            result.append(LayerGradient(name, about.depth, images, size, mean_square))
-    return result
+            by_layer.append(LayerGradient(name, layer.depth, images, size, mean_square))
+    return by_layer

@@ -1,4 +1,4 @@
-"""What excites the units of a layer most, and what of the image each of them sees.
+"""The images that excite the units of a layer most, and the part of each that the unit sees.
 
 A unit is a map of a layer, wherever it looks, or one of the outputs of a fully connected layer. Its
 response to an image is the largest value of its map. The units are those whose responses vary most
@@ -17,13 +17,13 @@ from cnn_arch.census import receptive_fields
 from experiments.inspection.looking import Looking
 from experiments.testing.tester import Progress
 
-LAYERS = 4  # where none are named
-IMAGES = 8  # that are shown of each unit
+LAYERS = 4  # chosen where none are named
+IMAGES = 8  # shown of each unit
 
 
 @dataclass(frozen=True)
 class Units:
-    """u units of a layer, and of each the k images that excite it most, the most first.
+    """u units of a layer, and for each the k images that excite it most, the most exciting first.
 
     Of equal responses the image that comes first in the set is first.
     """
@@ -42,13 +42,13 @@ class Units:
 
 def layers(network: Network) -> list[str]:
     """LAYERS of the network's layers with weights, or of its stages, evenly over its depth."""
-    known = layer_outputs.layer_outputs(network)
-    found: list[str] = []
+    outputs = layer_outputs.layer_outputs(network)
+    names: list[str] = []
     for name in layer_outputs.outer(network):
-        if known[name].depth > max((known[other].depth for other in found), default=0):
-            found.append(name)
-    places = np.linspace(0, len(found) - 1, min(LAYERS, len(found))).round().astype(int)
-    return [found[place] for place in places]
+        if outputs[name].depth > max((outputs[earlier].depth for earlier in names), default=0):
+            names.append(name)
+    places = np.linspace(0, len(names) - 1, min(LAYERS, len(names))).round().astype(int)
+    return [names[place] for place in places]
 
 
 def most_exciting(
@@ -58,7 +58,7 @@ def most_exciting(
     units: int,
     on_progress: Progress = lambda done, total: None,
 ) -> list[Units]:
-    """So many units of each of these layers, over the images with these ids.
+    """This number of units of each layer, over the images with these ids.
 
     Raises ArchitectureError for an unknown layer.
     """
@@ -66,19 +66,19 @@ def most_exciting(
         layer_outputs.check(looking.bare, name)
 
     def maxima(net: Network, x: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
-        found = layer_outputs.outputs(net, names, x)
-        return {name: _largest(output) for name, output in found.items()}
+        outputs = layer_outputs.outputs(net, names, x)
+        return {name: _largest(output) for name, output in outputs.items()}
 
-    program, seen, parts = looking.program(maxima), [], []
+    program, batch_ids, parts = looking.program(maxima), [], []
     for batch in looking.batches(ids):
-        found = jax.tree.map(np.asarray, program(batch.x))
-        parts.append(jax.tree.map(lambda array, mask=batch.mask: array[mask], found))
-        seen.append(batch.ids[batch.mask])
-        on_progress(sum(map(len, seen)), len(ids))
+        batch_maxima = jax.tree.map(np.asarray, program(batch.x))
+        parts.append(jax.tree.map(lambda array, mask=batch.mask: array[mask], batch_maxima))
+        batch_ids.append(batch.ids[batch.mask])
+        on_progress(sum(map(len, batch_ids)), len(ids))
     joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    whole = np.concatenate(seen)
+    all_ids = np.concatenate(batch_ids)
     return [
-        _of_layer(looking.bare, name, values, places, whole, units)
+        _of_layer(looking.bare, name, values, places, all_ids, units)
         for name in names
         for values, places in [joined[name]]
     ]
@@ -87,20 +87,20 @@ def most_exciting(
 def _of_layer(
     network: Network, name: str, values: np.ndarray, places: np.ndarray, ids: np.ndarray, units: int
 ) -> Units:
-    """values, places: (n, c) of `_largest`, for images with these ids."""
+    """The units of one layer. values, places: (n, c) of `_largest`, for images with these ids."""
     varied = np.argsort(-values.var(axis=0, dtype=np.float64), kind="stable")
     chosen = np.sort(varied[:units])
     values, places = values[:, chosen].T, places[:, chosen].T
     best = np.argsort(-values, axis=1, kind="stable")[:, :IMAGES]
     values, places = (np.take_along_axis(array, best, axis=1) for array in (values, places))
-    known, field = layer_outputs.check(network, name), receptive_fields(network)[name]
-    rows, columns = np.divmod(places, known.shape[1] if len(known.shape) == 3 else 1)
+    layer, field = layer_outputs.check(network, name), receptive_fields(network)[name]
+    rows, columns = np.divmod(places, layer.shape[1] if len(layer.shape) == 3 else 1)
     (top, bottom), (left, right) = (np.moveaxis(field[axis], -1, 0) for axis in (rows, columns))
     boxes = np.stack([top, left, bottom, right], axis=-1)
     return Units(
         layer=name,
-        depth=known.depth,
-        of=known.shape[-1],
+        depth=layer.depth,
+        of=layer.shape[-1],
         images=len(ids),
         field=int((field[:, 1] - field[:, 0]).max()),
         units=chosen.astype(np.int32),
@@ -112,7 +112,7 @@ def _of_layer(
 
 
 def _largest(output: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of outputs (B, h, w, c) or (B, c) each unit's largest value and its place, (B, c) twice.
+    """Each unit's largest value and its place, (B, c) twice, of outputs (B, h, w, c) or (B, c).
 
     A place counts row by row; of equal values it is the first.
     """
