@@ -1,9 +1,9 @@
-"""Boxes that a localiser says of every window of whole images: what merging begins with.
+"""Boxes that a localiser says of every window of whole images, which `merging` then merges.
 
 The localiser and the classifier that it was started from are applied to an image at the same
 places (`cnn_arch.dense`). Each place gives a box for each of the image's most probable classes, and
-the classifier's posterior there is how much the box is trusted. They are kept in parts of some
-hundred images, so that a stopped test goes on with the part that it was in.
+the classifier's posterior there is the box's confidence. They are kept in parts of PART images, so
+that a stopped test goes on with the part that it was in.
 """
 
 import hashlib
@@ -48,8 +48,8 @@ class Net:
     stats: Flat
 
     @property
-    def told(self) -> list[Any]:
-        """What tells it apart."""
+    def identity(self) -> list[Any]:
+        """What the network's outputs depend on, besides images."""
         return [self.run.id, localised.made(self.run), self.step]
 
 
@@ -69,7 +69,7 @@ class Localiser:
     """A run whose last layer says boxes, with its classifier and the images it is tested on.
 
     which: the run's checkpoint, `last` or `best`; the classifier's is the last. Raises RunError,
-    CheckpointError or ConfigError where it says no boxes, or its classifier is not there.
+    CheckpointError or ConfigError where the run says no boxes, or its classifier is missing.
     """
 
     def __init__(self, subject: Subject, which: str = "last"):
@@ -88,8 +88,8 @@ class Localiser:
         self.check(self.classifier)
 
     def check(self, classifier: runs.Run) -> None:
-        """Raises RunError or ConfigError unless a classifier tells the localiser's classes apart,
-        and sees images as it does."""
+        """Raises RunError or ConfigError unless a classifier is trained, and has the localiser's
+        classes, size and mean of images."""
         if not classifier.trained and not classifier.imported:
             raise runs.RunError(f"{classifier.id}, the classifier of {self.run.id}, is not trained")
         own, theirs = (
@@ -117,11 +117,11 @@ class Localiser:
 
     @property
     def n(self) -> int:
-        """Test images."""
+        """The number of test images."""
         return self.data.counts["test"]
 
     def net(self, run: runs.Run, which: str = "last") -> Net:
-        """A run's network."""
+        """The network of a run's checkpoint."""
         step, arrays = checkpoints.load_network(run.checkpoints, which)
         bones = skeleton(run.config(), self.data.classes, self.data.channels, train=False)
         params, stats = for_tests(arrays)
@@ -139,7 +139,7 @@ class Localiser:
         return jax.device_put(self.data.constants, NamedSharding(self.subject.mesh, P()))
 
     def tester(self, classifier: Net) -> Tester:
-        """What tests a classifier on the localiser's images."""
+        """A tester of a classifier on the localiser's images."""
         return Tester(
             skeleton=classifier.bones,
             data=self.data,
@@ -152,11 +152,11 @@ class Localiser:
     def candidates(
         self, Q: int, top: np.ndarray, on_progress: Progress
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Of each test image (its place, boxes (p, k, 4) in its pixels, confidences (p, k)).
+        """For each test image (its place, boxes (p, k, 4) in its pixels, confidences (p, k)).
 
-        Q: short side of the scaled image. top: (n, k) int32, the classes that are asked for, by
-        image. Images that can't be used are left out. What is kept is not computed again; with
-        several processes, which all call this, each computes its share, and all get everything.
+        Q: short side of the scaled image. top: (n, k) int32, each image's classes whose boxes are
+        asked for. Images that can't be used are left out. Parts that are kept are not computed
+        again. Of several processes each computes a share, and all of them get all images.
         """
         view = crops.WholeView(Q=Q, warp=self.data.seen.warp)
         self.data.prepare("test", view, on_progress)
@@ -166,38 +166,38 @@ class Localiser:
         program = self.program(view)
         for number, part in enumerate(own):
             if read_arrays(_file(folder, part), KEPT) is None:
-                found = _packed(self._said(view, program, np.asarray(part), top), top.shape[1])
+                columns = _packed(self._compute(view, program, np.asarray(part), top), top.shape[1])
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
-                    write_arrays(_file(folder, part), found)
+                    write_arrays(_file(folder, part), columns)
                 except OSError as error:
                     raise runs.unwritten(folder, error) from error
             on_progress(number + 1, len(own))
         processes.meet("all hosts have looked at their images")
         for part in parts:
-            kept = read_arrays(_file(folder, part), KEPT)
-            if kept is None:
+            stored = read_arrays(_file(folder, part), KEPT)
+            if stored is None:
                 raise runs.RunError(f"{_file(folder, part)} can't be read; begin again")
-            ends = np.cumsum(kept["counts"])
-            for i, start, end in zip(kept["ids"], ends - kept["counts"], ends, strict=True):
-                yield int(i), kept["boxes"][start:end], kept["confidences"][start:end]
+            ends = np.cumsum(stored["counts"])
+            for i, start, end in zip(stored["ids"], ends - stored["counts"], ends, strict=True):
+                yield int(i), stored["boxes"][start:end], stored["confidences"][start:end]
 
     def _folder(self, Q: int, top: np.ndarray) -> Path:
-        told = [*(net.told for net in self.nets), crops.ROUNDING, self.data.fingerprint]
-        digest = hashlib.sha256(repr(told).encode() + top.astype("<i4").tobytes()).hexdigest()
+        identity = [*(net.identity for net in self.nets), crops.ROUNDING, self.data.fingerprint]
+        digest = hashlib.sha256(repr(identity).encode() + top.astype("<i4").tobytes()).hexdigest()
         return self.run.folder / "predictions" / f"boxes-Q{Q}-{digest[:12]}"
 
     def said(
         self, Q: int, top: np.ndarray, on_progress: Progress = lambda done, total: None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """As `candidates`, but nothing is kept, and images come in any order."""
+        """Like `candidates`, but nothing is kept, and images come in any order."""
         view = crops.WholeView(Q=Q, warp=self.data.seen.warp)
-        found = self._said(view, self.program(view), np.arange(self.n), top)
-        for done, one in enumerate(found, 1):
+        images = self._compute(view, self.program(view), np.arange(self.n), top)
+        for done, image in enumerate(images, 1):
             on_progress(done, self.n)
-            yield one
+            yield image
 
-    def _said(
+    def _compute(
         self,
         view: crops.WholeView,
         program: Callable[..., Any],
@@ -209,32 +209,35 @@ class Localiser:
         arrays = [array for net in self.nets for array in (net.params, net.stats)]
         spread = NamedSharding(self.subject.mesh, P("data"))
 
-        def begun(batch: data_lib.Tested) -> Any:
+        def start(batch: data_lib.Tested) -> Any:
             inputs = {**batch.inputs, "top": jax.device_put(top[batch.indices], spread)}
             return program(*arrays, self.constants, inputs)
 
         with memory.enough_to_test(budget):
             batches = self.data.tested("test", self.subject.mesh, budget, view, places)
-            for computed, batch in one_ahead((begun(batch), batch) for batch in batches):
+            for computed, batch in one_ahead((start(batch), batch) for batch in batches):
                 boxes, trust = map(np.asarray, computed)
                 stored = self.data.stored("test", batch.indices)
                 for row in np.flatnonzero(batch.mask):
                     place = view.places(*stored[row].tolist())[0]
                     rows, columns = (self._dense.count(side) for side in place.size)
-                    said = boxes[row, :rows, :columns].reshape(rows * columns, -1, 4)
-                    own = trust[row, :rows, :columns].reshape(rows * columns, -1)
-                    yield int(batch.indices[row]), in_image(said, place), own
+                    own_boxes = boxes[row, :rows, :columns].reshape(rows * columns, -1, 4)
+                    own_trust = trust[row, :rows, :columns].reshape(rows * columns, -1)
+                    yield int(batch.indices[row]), in_image(own_boxes, place), own_trust
 
     @cached_property
     def _dense(self) -> FullyConvolutional:
-        """The localiser, for its places. Raises ConfigError where its classifier has others."""
-        both = [FullyConvolutional(net.bones.merge(net.params, net.stats)) for net in self.nets]
-        if both[0].stride != both[1].stride:
+        """The localiser as a fully convolutional network.
+
+        Raises ConfigError where its classifier is applied at other places.
+        """
+        networks = [FullyConvolutional(net.bones.merge(net.params, net.stats)) for net in self.nets]
+        if networks[0].stride != networks[1].stride:
             raise ConfigError(
-                f"{self.run.id} has a place every {both[0].stride} pixels, and its classifier "
-                f"every {both[1].stride}"
+                f"{self.run.id} has a place every {networks[0].stride} pixels, and its classifier "
+                f"every {networks[1].stride}"
             )
-        return both[0]
+        return networks[0]
 
     def program(self, view: crops.WholeView) -> Any:
         """The jitted `(params, stats, params, stats, constants, inputs)` -> boxes (b, r, c, k, 4)
@@ -251,22 +254,27 @@ class Localiser:
         (own, classifier), crop, stride = self.nets, self.data.crop, self._dense.stride
 
         def forward(
-            params: Any, stats: Any, theirs: Any, their_stats: Any, constants: Any, inputs: Any
+            params: Any,
+            stats: Any,
+            their_params: Any,
+            their_stats: Any,
+            constants: Any,
+            inputs: Any,
         ) -> tuple[jax.Array, jax.Array]:
             x = self.data.test_views(constants, inputs, view)[:, 0]
             sizes, top = inputs.get("sizes"), inputs["top"][:, None, None, :]
             with own.bones.multiplying():
-                said = FullyConvolutional(own.bones.merge(params, stats)).windows(x, sizes)
-                scores = FullyConvolutional(classifier.bones.merge(theirs, their_stats)).windows(
-                    x, sizes
-                )
-            b, rows, columns, _ = said.shape
-            at = jnp.stack(jnp.meshgrid(jnp.arange(columns), jnp.arange(rows)), axis=-1) * stride
-            boxes = said.reshape(b, rows, columns, -1, 4)
+                outputs = FullyConvolutional(own.bones.merge(params, stats)).windows(x, sizes)
+                scores = FullyConvolutional(
+                    classifier.bones.merge(their_params, their_stats)
+                ).windows(x, sizes)
+            b, rows, columns, _ = outputs.shape
+            xy = jnp.stack(jnp.meshgrid(jnp.arange(columns), jnp.arange(rows)), axis=-1) * stride
+            boxes = outputs.reshape(b, rows, columns, -1, 4)
             if boxes.shape[3] > 1:
                 boxes = jnp.take_along_axis(boxes, top[..., None], axis=3)
             boxes = jnp.broadcast_to(boxes, (b, rows, columns, top.shape[-1], 4))
-            boxes = regression.boxes_of(boxes, None, crop) + jnp.tile(at, 2)[None, :, :, None]
+            boxes = regression.boxes_of(boxes, None, crop) + jnp.tile(xy, 2)[None, :, :, None]
             return boxes, jnp.take_along_axis(jax.nn.softmax(scores), top, axis=3)
 
         platform = self.subject.mesh.devices.flat[0].platform
@@ -282,15 +290,15 @@ class Localiser:
 KEPT: Sequence[str] = ("ids", "counts", "boxes", "confidences")
 
 
-def _packed(said: Iterator[tuple[int, np.ndarray, np.ndarray]], k: int) -> dict[str, np.ndarray]:
-    """The boxes of some images, of k classes each, as they are kept."""
-    found = sorted(said, key=lambda one: one[0])
-    none: tuple[np.ndarray, np.ndarray] = np.zeros((0, k, 4)), np.zeros((0, k))
+def _packed(results: Iterator[tuple[int, np.ndarray, np.ndarray]], k: int) -> dict[str, np.ndarray]:
+    """The boxes of some images, of k classes each, as the columns of a file."""
+    images = sorted(results, key=lambda image: image[0])
+    empty: tuple[np.ndarray, np.ndarray] = np.zeros((0, k, 4)), np.zeros((0, k))
     return {
-        "ids": np.array([i for i, _, _ in found], np.int32),
-        "counts": np.array([len(boxes) for _, boxes, _ in found], np.int64),
-        "boxes": np.concatenate([none[0], *(boxes for _, boxes, _ in found)]).astype("f4"),
-        "confidences": np.concatenate([none[1], *(own for *_, own in found)]).astype("f4"),
+        "ids": np.array([i for i, _, _ in images], np.int32),
+        "counts": np.array([len(boxes) for _, boxes, _ in images], np.int64),
+        "boxes": np.concatenate([empty[0], *(boxes for _, boxes, _ in images)]).astype("f4"),
+        "confidences": np.concatenate([empty[1], *(trust for *_, trust in images)]).astype("f4"),
     }
 
 

@@ -24,8 +24,8 @@ from experiments.testing import evaluate, predictions, protocols
 from input_pipeline import DataError, crops
 from input_pipeline.boxes import iou
 
-CLASSES = 5  # that an image may be said to be of
-AT_ONCE = 100  # images whose boxes are merged between two signs of progress
+CLASSES = 5  # classes that an image may be said to be of
+AT_ONCE = 100  # images whose boxes are merged between two updates of the progress bar
 
 
 def localise(
@@ -33,35 +33,35 @@ def localise(
     classifiers: Sequence[At] = (),
     bar: evaluate.Bar = evaluate.no_bar,
 ) -> Localised:
-    """What localisers say together, kept with the first one; what is kept is not computed again.
+    """The merged boxes of several localisers; they are kept with the first, and then read there.
 
     members: localisers with their test scales. classifiers: with theirs; by default the members'
-    own. bar: of what is being done. Raises RunError, ConfigError, DataError or PredictionsError.
+    own. bar: makes progress bars. Raises RunError, ConfigError, DataError or PredictionsError.
     """
     first = members[0][0]
-    at = [(one.run, scales) for one, scales in members]
-    classifiers = tuple(classifiers) or localised.own_classifiers(at)
-    about = localised.about(at, classifiers)
-    kept = processes.read(lambda: localised.kept(first.run, about))
-    if kept is not None:
-        return kept
-    for one, _ in members:
-        if one.data.fingerprint != first.data.fingerprint:
-            raise ConfigError(f"{one.run.id} and {first.run.id} were trained on other images")
+    run_scales = [(localiser.run, scales) for localiser, scales in members]
+    classifiers = tuple(classifiers) or localised.own_classifiers(run_scales)
+    about = localised.about(run_scales, classifiers)
+    stored = processes.read(lambda: localised.kept(first.run, about))
+    if stored is not None:
+        return stored
+    for localiser, _ in members:
+        if localiser.data.fingerprint != first.data.fingerprint:
+            raise ConfigError(f"{localiser.run.id} and {first.run.id} were trained on other images")
     posteriors = _posteriors(first, classifiers, bar)
     usable = posteriors.ids
     k = min(CLASSES, first.data.classes)
     top: np.ndarray = np.zeros((first.n, k + 1), np.int32)
     top[usable, :k] = np.argsort(-posteriors.posteriors, axis=1, kind="stable")[:, :k]
     top[usable, k] = posteriors.labels  # the class that is given
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {int(i): [] for i in usable}
-    for one, scales in members:
+    candidates: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {int(i): [] for i in usable}
+    for localiser, scales in members:
         for Q in scales:
-            with bar(f"{one.run.id} boxes-Q{Q}") as on_progress:
-                for i, boxes, trust in one.candidates(Q, top, on_progress):
-                    if i in found:
-                        found[i].append((boxes, trust))
-    result = _merged(first, about, top, posteriors.labels, found, bar)
+            with bar(f"{localiser.run.id} boxes-Q{Q}") as on_progress:
+                for i, boxes, trust in localiser.candidates(Q, top, on_progress):
+                    if i in candidates:
+                        candidates[i].append((boxes, trust))
+    result = _merged(first, about, top, posteriors.labels, candidates, bar)
     if processes.first():
         localised.keep(first.run, result)
     processes.meet("the boxes are kept")
@@ -74,7 +74,7 @@ def _posteriors(
     bar: evaluate.Bar,
 ) -> predictions.Predictions:
     """The mean of the classifiers' dense posteriors of the localiser's test images."""
-    found = []
+    means = []
     for run, scales in classifiers:
         first.check(run)
         net: Net | None = None
@@ -95,15 +95,15 @@ def _posteriors(
             net = net or first.net(run)
             mirror = first.data.seen.mirror_ok
             with bar(label) as on_progress:
-                told = evaluate.collect(
+                posteriors = evaluate.collect(
                     *(first.tester(net), net.params, net.stats, "test", view, file, about),
                     on_progress,
                     mirror=mirror,
                 )
-            if told is None:
+            if posteriors is None:
                 raise DataError(f"none of the {first.n} test images can be used")
-            found.append(told)
-    return predictions.mean(found)
+            means.append(posteriors)
+    return predictions.mean(means)
 
 
 def _merged(
@@ -111,23 +111,23 @@ def _merged(
     about: dict[str, Any],
     top: np.ndarray,
     labels: np.ndarray,
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]],
+    candidates: dict[int, list[tuple[np.ndarray, np.ndarray]]],
     bar: evaluate.Bar,
 ) -> Localised:
-    """The box of each class, and whether it is right."""
+    """Merges each image's boxes of each class to one, and compares it with the true ones."""
     assert first.data.boxes is not None
-    n, k = len(found), top.shape[1] - 1
-    ids = np.array(list(found), np.int32)
-    said: np.ndarray = np.full((n, k + 1, 4), np.nan, np.float32)
-    true: np.ndarray = np.zeros((n, k + 1), bool)
+    n, k = len(candidates), top.shape[1] - 1
+    ids = np.array(list(candidates), np.int32)
+    best: np.ndarray = np.full((n, k + 1, 4), np.nan, np.float32)
+    right: np.ndarray = np.zeros((n, k + 1), bool)
     sizes = first.data.stored("test", ids)
     with bar(f"{first.run.id} merging boxes") as on_progress:
-        for at in range(0, n, AT_ONCE):
-            rows = range(at, min(at + AT_ONCE, n))
-            merged = merging.of_images([found[int(ids[row])] for row in rows], k + 1)
+        for start in range(0, n, AT_ONCE):
+            rows = range(start, min(start + AT_ONCE, n))
+            merged = merging.of_images([candidates[int(ids[row])] for row in rows], k + 1)
             for row, boxes in zip(rows, merged, strict=True):
-                real = first.data.boxes["test"].inside(int(ids[row]), *sizes[row].tolist())
-                said[row], true[row] = boxes, iou(boxes[:, None], real).max(axis=1) > RIGHT
+                true_boxes = first.data.boxes["test"].inside(int(ids[row]), *sizes[row].tolist())
+                best[row], right[row] = boxes, iou(boxes[:, None], true_boxes).max(axis=1) > RIGHT
             on_progress(rows.stop, n)
     classes = top[ids, :k]
     return Localised(
@@ -135,8 +135,8 @@ def _merged(
         ids=ids,
         labels=labels,
         classes=classes,
-        boxes=said[:, :k],
-        right=true[:, :k] & (classes == labels[:, None]),
-        given=true[:, k],
+        boxes=best[:, :k],
+        right=right[:, :k] & (classes == labels[:, None]),
+        given=right[:, k],
         left_out=first.n - n,
     )

@@ -1,4 +1,4 @@
-"""What localisers say of the images of a set, as it is kept with the first of their runs."""
+"""The boxes that localisers say of the images of a set, kept with the first of their runs."""
 
 import hashlib
 import json
@@ -21,16 +21,16 @@ At = tuple[runs.Run, tuple[int, ...]]  # a run and its test scales: short sides,
 
 @dataclass(frozen=True)
 class Localised:
-    """What localisers say of n test images, of k classes each."""
+    """The boxes that localisers say of n test images, of k classes each."""
 
-    about: dict[str, Any]  # localisers with their scales, classifiers, and what else decides
+    about: dict[str, Any]  # all that decides the boxes, see the function `about`
     ids: np.ndarray  # (n,) int32, the images' places among those with boxes
     labels: np.ndarray  # (n,) int32
     classes: np.ndarray  # (n, k) int32, the most probable first
     boxes: np.ndarray  # (n, k, 4) float32, in pixels of the images; NaN where no place said one
-    right: np.ndarray  # (n, k) bool: it is the image's class, and the box is right
-    given: np.ndarray  # (n,) bool: the box is right where the class is given
-    left_out: int
+    right: np.ndarray  # (n, k) bool: the class is the image's, and the box is right
+    given: np.ndarray  # (n,) bool: the box of the image's true class is right
+    left_out: int  # images that can't be used
 
     def wrong(self, k: int) -> np.ndarray:
         """(n,) bool: none of the k most probable classes has a right box."""
@@ -42,20 +42,20 @@ class Localised:
 
     @property
     def given_rate(self) -> ErrorRate:
-        """The localisation error where the class is given, of images of which it was asked for."""
+        """The localisation error where the class is given."""
         return error_rate(int((~self.given).sum()), len(self.ids))
 
 
 def about(members: Sequence[At], classifiers: Sequence[At] = ()) -> dict[str, Any]:
-    """What a result is of: localisers and classifiers with their scales, and the rules.
+    """All that decides a result: localisers and classifiers with their scales, data and rules.
 
     classifiers: by default those that the members were started from, at the members' scales. Raises
     RunError or CheckpointError where a run has no checkpoint.
     """
     classifiers = classifiers or own_classifiers(members)
     return {
-        "localisers": [_told(at) for at in members],
-        "classifiers": [_told(at) for at in classifiers],
+        "localisers": [_described(run_scales) for run_scales in members],
+        "classifiers": [_described(run_scales) for run_scales in classifiers],
         "made": [made(run) for run, _ in (*members, *classifiers)],
         "data": (members[0][0].read("run") or {}).get("data"),
         "threshold": merging.THRESHOLD,
@@ -65,21 +65,21 @@ def about(members: Sequence[At], classifiers: Sequence[At] = ()) -> dict[str, An
 
 def own_classifiers(members: Sequence[At]) -> tuple[At, ...]:
     """The classifiers that localisers were started from, each once with all their scales."""
-    found: dict[str, tuple[int, ...]] = {}
+    scales_of: dict[str, tuple[int, ...]] = {}
     for run, scales in members:
         name = run.config().seeding.run
-        found[name] = tuple(dict.fromkeys((*found.get(name, ()), *scales)))
+        scales_of[name] = tuple(dict.fromkeys((*scales_of.get(name, ()), *scales)))
     folder = members[0][0].folder.parent
-    return tuple((runs.Run(folder / name), scales) for name, scales in found.items())
+    return tuple((runs.Run(folder / name), scales) for name, scales in scales_of.items())
 
 
 def made(run: runs.Run) -> str:
-    """When a run's folder was made: one that is trained anew has the same id and step."""
+    """When a run's folder was made. It tells apart runs trained anew, of the same id and step."""
     return str((run.read("run") or {}).get("created") or "")
 
 
-def _told(at: At) -> list[Any]:
-    run, scales = at
+def _described(run_scales: At) -> list[Any]:
+    run, scales = run_scales
     return [run.id, checkpoints.step_of(run.checkpoints, "last"), list(scales)]
 
 
@@ -89,22 +89,22 @@ def _file(run: runs.Run, about: dict[str, Any]) -> Path:
 
 
 def keep(run: runs.Run, result: Localised) -> None:
-    """Keeps a result with a run. Raises RunError where that can't be written."""
+    """Keeps a result with a run. Raises RunError where it can't be written."""
     file = _file(run, result.about)
     arrays = {name: getattr(result, name) for name in COLUMNS}
-    told = {**result.about, "left_out": result.left_out}
+    content = {**result.about, "left_out": result.left_out}
     try:
         file.parent.mkdir(exist_ok=True)
-        write_arrays(file, {**arrays, "about": np.array(json.dumps(told))})
+        write_arrays(file, {**arrays, "about": np.array(json.dumps(content))})
     except OSError as error:
         raise runs.unwritten(file, error) from error
 
 
 def kept(run: runs.Run, about: dict[str, Any]) -> Localised | None:
-    """What is kept with a run; None where it is of something else, or damaged."""
-    found = read_arrays(_file(run, about), (*COLUMNS, "about"))
-    if found is None:
+    """The result that is kept with a run; None where it is missing, damaged or not of `about`."""
+    arrays = read_arrays(_file(run, about), (*COLUMNS, "about"))
+    if arrays is None:
         return None
-    told = json.loads(str(found.pop("about")))
-    left_out = told.pop("left_out")
-    return Localised(about, left_out=left_out, **found) if told == about else None
+    content = json.loads(str(arrays.pop("about")))
+    left_out = content.pop("left_out")
+    return Localised(about, left_out=left_out, **arrays) if content == about else None

@@ -1,7 +1,7 @@
 """Greedy merging of boxes (Sermanet et al. 2014, OverFeat, section 4.2).
 
 Of all boxes of a class the two that match best are replaced by their average, again and again,
-until no two match well enough. What is left has the sum of the confidences of the boxes in it, and
+until no two match well enough. A merged box has the sum of the confidences of the boxes in it, and
 the most confident box is the answer. The paper matches by "the sum of the distance between centers
 of the two bounding boxes and the intersection area of the boxes", and prints neither units nor the
 threshold. Here the distance is in units of the boxes' mean side, the square root of their mean
@@ -24,9 +24,9 @@ def match_scores(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
         (boxes[..., k] + boxes[..., k + 2] - others[..., k] - others[..., k + 2]) / 2
         for k in (0, 1)
     )
-    apart = np.sqrt(across**2 + down**2)
+    length = np.sqrt(across**2 + down**2)
     side = np.sqrt((areas(boxes) + areas(others)) / 2)
-    distance = np.divide(apart, side, out=np.full_like(apart, np.inf), where=side > 0)
+    distance = np.divide(length, side, out=np.full_like(length, np.inf), where=side > 0)
     return distance + 1 - iou(boxes, others)
 
 
@@ -37,40 +37,43 @@ def merge(
 
     boxes: (n, 4) float; confidences: (n,). The order in which they come does not matter.
     """
-    merged, sums, left = _merged([(boxes, confidences)], threshold)
-    found = np.flatnonzero(left[0])
-    order = found[np.argsort(-sums[0, found], kind="stable")]
+    merged, sums, remaining = _merged([(boxes, confidences)], threshold)
+    indices = np.flatnonzero(remaining[0])
+    order = indices[np.argsort(-sums[0, indices], kind="stable")]
     return merged[0, order], sums[0, order]
 
 
 def most_trusted(
     problems: Sequence[tuple[np.ndarray, np.ndarray]], threshold: float = THRESHOLD
 ) -> np.ndarray:
-    """Of each problem the first box of `merge`, (m, 4); many at once are much faster.
+    """The first box that `merge` gives for each problem, (m, 4); many at once are much faster.
 
-    problems: boxes (n, 4) and confidences (n,), one at least, of each.
+    problems: the boxes (n, 4) and confidences (n,) of each, with at least one box.
     """
-    found: np.ndarray = np.zeros((len(problems), 4))
+    best_boxes: np.ndarray = np.zeros((len(problems), 4))
     order = sorted(range(len(problems)), key=lambda k: len(problems[k][0]))  # alike in size
     while order:
         most = len(problems[order[-1]][0])
         part = order[-max(1, LARGEST // most**2) :]
         del order[-len(part) :]
-        merged, sums, left = _merged([problems[k] for k in part], threshold)
-        best = np.where(left, sums, -np.inf).argmax(axis=1)
-        found[part] = merged[np.arange(len(part)), best]
-    return found
+        merged, sums, remaining = _merged([problems[k] for k in part], threshold)
+        best = np.where(remaining, sums, -np.inf).argmax(axis=1)
+        best_boxes[part] = merged[np.arange(len(part)), best]
+    return best_boxes
 
 
-def of_images(found: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], classes: int) -> np.ndarray:
+def of_images(
+    images: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], classes: int
+) -> np.ndarray:
     """The most trusted merged box of each image and class, (n, classes, 4); NaN without any.
 
-    found: of each image parts, (boxes (p, classes, 4), confidences (p, classes)).
+    images: the parts of each image, (boxes (p, classes, 4), confidences (p, classes)).
     """
-    merged: np.ndarray = np.full((len(found), classes, 4), np.nan)
-    none = np.zeros((0, classes, 4)), np.zeros((0, classes))  # of an image that can't be read now
+    merged: np.ndarray = np.full((len(images), classes, 4), np.nan)
+    empty = np.zeros((0, classes, 4)), np.zeros((0, classes))  # of an image that can't be read now
     joined = [
-        tuple(np.concatenate(each) for each in zip(none, *parts, strict=True)) for parts in found
+        tuple(np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
+        for parts in images
     ]
     rows = [row for row, (boxes, _) in enumerate(joined) if len(boxes)]
     problems = [
@@ -80,13 +83,13 @@ def of_images(found: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], classes:
     return merged
 
 
-LARGEST = 2**21  # match scores that are held at once
+LARGEST = 2**21  # match scores in memory at once
 
 
 def _merged(
     problems: Sequence[tuple[np.ndarray, np.ndarray]], threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of m problems what is left: boxes (m, p, 4), confidences (m, p), and which there are."""
+    """Merged boxes (m, p, 4) of m problems, their confidences (m, p), and which exist, (m, p)."""
     m, p = len(problems), max(len(boxes) for boxes, _ in problems)
     boxes, sums = np.zeros((m, p, 4)), np.zeros((m, p))
     counts: np.ndarray = np.zeros((m, p))  # of boxes in a merged one; 0 where there is none
@@ -95,46 +98,46 @@ def _merged(
         boxes[k, : len(own)], sums[k, : len(own)] = own[order], trust[order]
         counts[k, : len(own)] = 1
     scores = match_scores(boxes[:, :, None], boxes[:, None])
-    there = counts > 0
+    present = counts > 0
     later = np.arange(p) > np.arange(p)[:, None]
-    scores[~(there[:, :, None] & there[:, None] & later)] = np.inf
+    scores[~(present[:, :, None] & present[:, None] & later)] = np.inf
     nearest, lowest = scores.argmin(axis=-1), scores.min(axis=-1)  # of each box the best match
-    going = np.arange(m)
-    while len(going):
-        i = lowest[going].argmin(axis=1)
-        on = lowest[going, i] <= threshold
-        going, i = going[on], i[on]
-        j = nearest[going, i]
-        own, theirs = counts[going, i][:, None], counts[going, j][:, None]
-        boxes[going, i] = (own * boxes[going, i] + theirs * boxes[going, j]) / (own + theirs)
-        counts[going, i], counts[going, j] = (own + theirs)[:, 0], 0
-        sums[going, i] += sums[going, j]
-        row = match_scores(boxes[going, i][:, None], boxes[going])
-        row[counts[going] == 0] = np.inf
-        place = np.arange(p)
-        scores[going, i] = np.where(place > i[:, None], row, np.inf)
-        scores[going, :, i] = np.where(place < i[:, None], row, np.inf)
-        scores[going, j] = scores[going, :, j] = np.inf
-        _look_again(scores, nearest, lowest, going, i, j)
+    active = np.arange(m)
+    while len(active):
+        i = lowest[active].argmin(axis=1)
+        matching = lowest[active, i] <= threshold
+        active, i = active[matching], i[matching]
+        j = nearest[active, i]
+        own, theirs = counts[active, i][:, None], counts[active, j][:, None]
+        boxes[active, i] = (own * boxes[active, i] + theirs * boxes[active, j]) / (own + theirs)
+        counts[active, i], counts[active, j] = (own + theirs)[:, 0], 0
+        sums[active, i] += sums[active, j]
+        row = match_scores(boxes[active, i][:, None], boxes[active])
+        row[counts[active] == 0] = np.inf
+        columns = np.arange(p)
+        scores[active, i] = np.where(columns > i[:, None], row, np.inf)
+        scores[active, :, i] = np.where(columns < i[:, None], row, np.inf)
+        scores[active, j] = scores[active, :, j] = np.inf
+        _update_matches(scores, nearest, lowest, active, i, j)
     return boxes, sums, counts > 0
 
 
-def _look_again(
+def _update_matches(
     scores: np.ndarray,
     nearest: np.ndarray,
     lowest: np.ndarray,
-    going: np.ndarray,
+    active: np.ndarray,
     i: np.ndarray,
     j: np.ndarray,
 ) -> None:
-    """Best matches of the problems `going`, whose boxes i are new and whose boxes j are gone."""
-    column, near, low = scores[going, :, i], nearest[going], lowest[going]
+    """Updates best matches in the problems `active`, whose boxes i changed and boxes j are gone."""
+    column, near, low = scores[active, :, i], nearest[active], lowest[active]
     better = (column < low) | ((column == low) & (i[:, None] < near))
-    nearest[going] = np.where(better, i[:, None], near)
-    lowest[going] = np.where(better, column, low)
+    nearest[active] = np.where(better, i[:, None], near)
+    lowest[active] = np.where(better, column, low)
     stale = (near == i[:, None]) | (near == j[:, None])
-    stale[np.arange(len(going)), i] = stale[np.arange(len(going)), j] = True
+    stale[np.arange(len(active)), i] = stale[np.arange(len(active)), j] = True
     problem, row = np.nonzero(stale)
-    problem = going[problem]
+    problem = active[problem]
     nearest[problem, row] = scores[problem, row].argmin(axis=1)
     lowest[problem, row] = scores[problem, row, nearest[problem, row]]

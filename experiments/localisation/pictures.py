@@ -1,4 +1,4 @@
-"""What a localiser says of image files that are no data set: `cnn-depth predict`."""
+"""The boxes that a localiser says of image files that are no data set: `cnn-depth predict`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from input_pipeline import crops
 
 @dataclass(frozen=True)
 class Seen:
-    """What is said of one image, of its k most probable classes, best first."""
+    """The k most probable classes of one image, best first, with their boxes."""
 
     path: Path
     classes: np.ndarray  # (k,) int
@@ -29,7 +29,7 @@ class Seen:
 
 @dataclass
 class _Shown:
-    """Image files that are shown to a run."""
+    """A run and the image files that it is shown; a `candidates.Subject`."""
 
     run: runs.Run
     config: ml_collections.ConfigDict
@@ -48,26 +48,26 @@ def localise_files(
     on_bad: Callable[[Path, str], None] = lambda path, reason: None,
     bar: evaluate.Bar = evaluate.no_bar,
 ) -> list[Seen]:
-    """Where a run says that the objects of image files are, as `localise` finds boxes.
+    """The boxes that a run says of image files, merged as `localise` does.
 
     The classes are the most probable ones of the classifier that the run was started from. scales:
-    short sides, pixels. on_bad: hears of each file that can't be used, and why. Raises RunError,
-    CheckpointError or ConfigError where the run says no boxes, and DataError where no file is left.
+    short sides, pixels. on_bad: called with each unusable file and the reason. Raises RunError,
+    CheckpointError or ConfigError where the run says no boxes, and DataError without usable files.
     """
-    config, seen = run.config(), preprocessing.load(run.folder / preprocessing.FILE)
+    config, prep = run.config(), preprocessing.load(run.folder / preprocessing.FILE)
     with bar("reading") as on_progress:
-        files = open_files(paths, seen, config, on_bad, on_progress)
+        files = open_files(paths, prep, config, on_bad, on_progress)
     shown = _Shown(run, config, processes.own_mesh(mesh), files.data)
     localiser = Localiser(shown, which)
     posteriors = _posteriors(localiser, scales, bar)
     k = min(top, posteriors.shape[1])
     classes = np.argsort(-posteriors, axis=1, kind="stable")[:, :k].astype(np.int32)
-    said: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in files.paths]
+    candidates: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in files.paths]
     for Q in scales:
         with bar(f"boxes at {Q}") as on_progress:
             for i, boxes, trust in localiser.said(Q, classes, on_progress):
-                said[i].append((boxes, trust))
-    merged = merging.of_images(said, k)
+                candidates[i].append((boxes, trust))
+    merged = merging.of_images(candidates, k)
     return [
         Seen(path, classes[i], posteriors[i, classes[i]], files.in_file(i, merged[i]))
         for i, path in enumerate(files.paths)
@@ -75,17 +75,17 @@ def localise_files(
 
 
 def _posteriors(localiser: Localiser, scales: Sequence[int], bar: evaluate.Bar) -> np.ndarray:
-    """The classifier's dense posteriors, (n, classes), the mean of all scales."""
+    """The classifier's dense posteriors, (n, classes), averaged over all scales."""
     net, data = localiser.nets[1], localiser.data
     tester = localiser.tester(net)
     total: np.ndarray = np.zeros((localiser.n, data.classes))
     for Q in scales:
-        view, done = crops.WholeView(Q=Q, warp=data.seen.warp), 0
+        view, tested = crops.WholeView(Q=Q, warp=data.seen.warp), 0
         mirror = data.seen.mirror_ok
         batches = tester.batches(net.params, net.stats, "test", view, mirror=mirror)
         with bar(f"classes at {Q}") as on_progress:
             for batch in batches:
                 total[batch.ids] += batch.posteriors / len(scales)
-                done += len(batch.ids)
-                on_progress(done, localiser.n)
+                tested += len(batch.ids)
+                on_progress(tested, localiser.n)
     return total
