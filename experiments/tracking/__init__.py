@@ -1,4 +1,4 @@
-"""Trackers: where runs are looked at beside their own folders, and who chooses them.
+"""Trackers, programs that show runs beside their folders, and which of them are used.
 
 TensorBoard's events are written by the training's log. Weights & Biases and MLflow have a process
 of their own for each run, which follows its metrics.jsonl (`following`, `sender`). The choice is no
@@ -18,7 +18,7 @@ MLFLOW_STORE = "MLFLOW_TRACKING_URI"  # of MLflow: where its server or store is
 
 
 class TrackingError(ValueError):
-    """A tracker that there is not, or that is not installed."""
+    """A tracker that is unknown or not installed."""
 
     user_error = True
 
@@ -34,7 +34,7 @@ def chosen() -> tuple[str, ...]:
 def choose(text: str | None, option: str = "--track") -> None:
     """Has this process and those that it starts use the trackers that `text` names.
 
-    text: NAME,...; None: as $CNN_DEPTH_TRACK says. option: what the user typed it after.
+    text: NAME,...; None: as $CNN_DEPTH_TRACK says. option: that the user gave it with.
 
     Raises TrackingError where a name is unknown, or a tracker's package is not installed.
     """
@@ -52,13 +52,13 @@ def check_installed(name: str) -> None:
     needed = {"wandb": ["wandb"], "mlflow": ["mlflow"]}.get(name, [])
     if name == "mlflow" and not os.environ.get(MLFLOW_STORE):  # a store in SQLite
         needed += ["sqlalchemy", "alembic"]
-    missing = [package for package in needed if not _there(package)]
+    missing = [package for package in needed if not _is_installed(package)]
     if missing:
-        what = f"the tracker {name} needs {' and '.join(missing)}, not installed here"
-        raise TrackingError(f"{what}: {INSTALL.format(name)}")
+        problem = f"the tracker {name} needs {' and '.join(missing)}, not installed here"
+        raise TrackingError(f"{problem}: {INSTALL.format(name)}")
 
 
-def _there(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     spec = find_spec(package)
     return spec is not None and spec.origin is not None  # not a mere folder of that name, ./wandb
 
@@ -68,8 +68,8 @@ def _parse(text: str, where: str) -> tuple[str, ...]:
     for name in names:
         if name not in NAMES:
             hint = nearest("did you mean {!r}? ", name, NAMES, 0.4)
-            told = f"unknown tracker {name!r}; {hint}known: {', '.join(NAMES)}"
-            raise TrackingError(f"{where} {text}: {told}")
+            problem = f"unknown tracker {name!r}; {hint}known: {', '.join(NAMES)}"
+            raise TrackingError(f"{where} {text}: {problem}")
     if NONE in names and len(names) > 1:
         raise TrackingError(f"{where} {text}: {NONE} goes alone")
     return () if names == (NONE,) else names

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Sender:
-    """The process of a tracker of a run, as its training sees it."""
+    """The training's end of the process that sends a run to a tracker."""
 
     def __init__(self, run: Run, name: str):
         self.run, self.name = run, name
@@ -41,7 +41,7 @@ class Sender:
         os.set_blocking(self._out.fileno(), False)
 
     def heard(self) -> Iterator[str]:
-        """What it says of failures, without waiting."""
+        """The failures that the process has reported by now, without waiting."""
         while True:
             try:
                 text = os.read(self._out.fileno(), 1 << 16)
@@ -54,19 +54,19 @@ class Sender:
                 return
             *lines, self._rest = (self._rest + text).split(b"\n")
             for line in lines:
-                told = json.loads(line)
-                self.sent = told.get("sent", self.sent)
-                if "failed" in told:
-                    yield f"{self.name}: {told['failed']}"
+                message = json.loads(line)
+                self.sent = message.get("sent", self.sent)
+                if "failed" in message:
+                    yield f"{self.name}: {message['failed']}"
 
     def end(self, seconds: float) -> None:
-        """Tells it that the training has ended, and how long it has for the rest."""
-        with suppress(OSError):  # it has ended, which is told later
+        """Tells the process that the training has ended, and its time for the rest."""
+        with suppress(OSError):  # it has ended, which `heard` reports
             self._in.write(f"{seconds}\n".encode())
             self._in.close()
 
     def ended(self, seconds: float) -> Iterator[str]:
-        """Waits at most so long, after `end`; what it said, and what was not sent."""
+        """Waits for the process's end, after `end`; yields failures, and what was not sent."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(max(0.0, seconds))
         yield from self.heard()
@@ -74,31 +74,31 @@ class Sender:
         status = self.process.poll()
         if status == 0:
             return
-        has = "nothing" if self.sent is None else f"what was logged up to step {self.sent}"
+        received = "nothing" if self.sent is None else f"what was logged up to step {self.sent}"
         later = f"{self._later} it"
         if not (self.run.folder / "result.json").exists():
             self.process.kill()
             self.process.wait()
-            yield f"{self.name} has {has}; the next start sends the rest, or {later}"
+            yield f"{self.name} has {received}; the next start sends the rest, or {later}"
         elif status is None:
             self.process.returncode = 0  # nobody waits for it
             limit = (
                 f"process {self.process.pid} goes on for at most {LINGER_SECONDS / 60:g} minutes"
             )
-            yield f"{self.name} has {has}; {limit}, and what is missing then, {later}"
+            yield f"{self.name} has {received}; {limit}, and what is missing then, {later}"
         else:
-            yield f"{self.name} has {has}, not the rest; {later}"
+            yield f"{self.name} has {received}, not the rest; {later}"
 
 
 def send(run: Run, name: str) -> str:
-    """Sends a tracker what it lacks of a run, whose lock is held; why not all was sent, or ''."""
+    """Sends a tracker what it lacks of a run whose lock is held. Returns why that failed, or ''."""
     sender = Sender(run, name)
     sender.end(LINGER_SECONDS)
     try:
-        told = list(sender.ended(LINGER_SECONDS + PATIENCE_SECONDS))
+        problems = list(sender.ended(LINGER_SECONDS + PATIENCE_SECONDS))
     finally:
         sender.process.kill()  # where this is interrupted
-    return told[0] if told else ""
+    return problems[0] if problems else ""
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def following(
 ) -> Iterator[Callable[[], None]]:
     """Has trackers follow a run until the end of the block, and for at most PATIENCE_SECONDS then.
 
-    Gives what is called now and then: it notes what failed. note: takes a line.
+    Yields a function to call now and then, which notes failures. note: called with each, a line.
     """
     senders = []
     for name in names:

@@ -1,10 +1,10 @@
 """The process that sends a run to a tracker: `python -m experiments.tracking.sender FOLDER NAME`.
 
 It follows metrics.jsonl, so that a training never waits for a tracker, and asks the tracker what it
-has already, so that whatever was missed is sent by the next start. Standard input: once the
-training has ended, the seconds that there are for the rest; where it ends without them, the
-training was lost. Standard output: lines of JSON, `{"sent": step}` and `{"failed": why}`; whatever
-the tracker's library prints is dropped, as it may hold keys.
+has already, so that whatever was missed is sent by the next start. Standard input: at the end of
+the training a line with the seconds for the rest; if it closes without one, the training was lost.
+Standard output: lines of JSON, `{"sent": step}` and `{"failed": why}`. Whatever the tracker's
+library prints is dropped, as it may hold keys.
 """
 
 import importlib
@@ -27,28 +27,28 @@ from experiments.text import visible
 
 LOOK_SECONDS = 2.0  # between two looks at metrics.jsonl
 AGAIN_SECONDS = 60.0  # before a tracker that failed is tried again
-LINGER_SECONDS = 600.0  # for what is left once a run is finished, which nobody starts again
-GRACE_SECONDS = 5.0  # to leave where the training was lost
+LINGER_SECONDS = 600.0  # for the rest of a finished run, which nobody starts again
+GRACE_SECONDS = 5.0  # until the process ends where the training was lost
 KEPT = ("run.json", "starts.json", "metrics.jsonl", "result.json")  # files that a tracker gets
 SECRET = re.compile("KEY|TOKEN|PASSWORD|SECRET", re.IGNORECASE)  # names of variables
-MOST_TOLD = 300  # characters of an error
+MOST_CHARACTERS = 300  # of an error
 
 
 class About(NamedTuple):
-    """What a run is, for a tracker."""
+    """The description of a run that a tracker gets."""
 
     name: str  # STUDY/ROW (seed 2)
-    study: str  # '' if none made it
+    study: str  # '' if no study made the run
     config: dict[str, Any]  # flat: 'train.batch_size' -> 128
     start: dict[str, str]  # of its last start: devices, processor, commit, versions
     pid: int  # of the process that trains
 
 
 def about(run: Run) -> About:
-    """What a run's folder says of it. Raises RunError where that can't be read."""
-    made = run.read("run") or {}
-    row = with_seed(str(made.get("row") or run.id), made.get("seed") or 0)
-    study = str(made.get("study") or "")
+    """The description of a run, from its folder. Raises RunError where that can't be read."""
+    content = run.read("run") or {}
+    row = with_seed(str(content.get("row") or run.id), content.get("seed") or 0)
+    study = str(content.get("study") or "")
     start: dict[str, Any] = {}
     with suppress(RunError, LookupError):  # it was cut, and nothing depends on it
         last = (run.read("starts") or {})["starts"][-1]
@@ -56,20 +56,20 @@ def about(run: Run) -> About:
     return About(
         name=f"{study}/{row}" if study else row,
         study=study,
-        config=_flat(made["config"]),
+        config=_flat(content["config"]),
         start={k: v for k, v in start.items() if isinstance(v, str) and v},
         pid=os.getppid(),
     )
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """As `experiments.config.flatten`, without what that imports."""
-    found: dict[str, Any] = {}
+    """Does what `experiments.config.flatten` does, without its imports."""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        found |= (
+        flat |= (
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
-    return found
+    return flat
 
 
 @dataclass(frozen=True)
@@ -83,28 +83,28 @@ class Ended:
 
 
 class Tracker(Protocol):
-    """A run as a tracker has it. Made with the run and `About`: one for a run's id, however often
-    it is started. Anything may raise anything; it is then made anew, and sent all lines again."""
+    """A run in a tracker: one for a run's id, however often it is started. Made with the run and
+    its `About`. After any exception it is made anew, and sent all lines again."""
 
     def send(self, lines: Sequence[dict[str, Any]]) -> int | None:
-        """Sends those lines of metrics.jsonl, in order, that it lacks; the last step it has now."""
+        """Sends the lines of metrics.jsonl that it lacks, in order. Returns its last step now."""
 
     def end(self, ended: Ended | None) -> None:
-        """Sends the end, and waits until all is sent. None: the training was lost."""
+        """Sends how the training ended, and waits until all is sent. None: it was lost."""
 
 
 class _End(threading.Thread):
-    """Waits for the training's end; from then on the process has only so much time."""
+    """Waits for the training's end, and then limits the time of this process."""
 
     def __init__(self, run: Run):
         super().__init__(daemon=True)
         self._run, self.happened, self.orderly = run, threading.Event(), False
 
     def run(self) -> None:
-        told = sys.stdin.readline().strip()
-        self.orderly = bool(told)
-        seconds = float(told or GRACE_SECONDS)
-        if told and (self._run.folder / "result.json").exists():
+        line = sys.stdin.readline().strip()
+        self.orderly = bool(line)
+        seconds = float(line or GRACE_SECONDS)
+        if line and (self._run.folder / "result.json").exists():
             seconds = max(seconds, LINGER_SECONDS)
         # The alarm ends this process, in whatever call it hangs.
         signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -112,8 +112,8 @@ class _End(threading.Thread):
 
 
 def main(folder: Path, name: str) -> int:
-    """0 where the tracker has all there is."""
-    told = os.fdopen(os.dup(1), "w")
+    """Follows the run to its end. Returns 0 where the tracker then has all of it, else 1."""
+    output = os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.nice(5)  # after the training's own work
@@ -122,7 +122,7 @@ def main(folder: Path, name: str) -> int:
 
     def tell(**message: Any) -> None:
         with suppress(OSError):  # the training has gone
-            print(json.dumps(message), file=told, flush=True)
+            print(json.dumps(message), file=output, flush=True)
 
     run = Run(folder)
     end = _End(run)
@@ -134,19 +134,19 @@ def main(folder: Path, name: str) -> int:
 
 
 def _follow(
-    run: Run, file: BinaryIO, opened: Callable[[], Tracker], end: _End, tell: Callable[..., None]
+    run: Run, file: BinaryIO, connect: Callable[[], Tracker], end: _End, tell: Callable[..., None]
 ) -> int:
     tracker: Tracker | None = None
     failing = ""
     while True:
-        over = end.happened.is_set()
+        has_ended = end.happened.is_set()
         try:
             if tracker is None:
                 file.seek(0)
-                tracker = opened()
+                tracker = connect()
             if lines := _new_lines(file):
                 tell(sent=tracker.send(lines))
-            if over:
+            if has_ended:
                 with tempfile.TemporaryDirectory() as folder:
                     tracker.end(_ended(run, Path(folder)) if end.orderly else None)
                 return 0
@@ -156,27 +156,27 @@ def _follow(
             if why != failing:
                 tell(failed=why)
             failing = why
-            if over:
+            if has_ended:
                 return 1
         end.happened.wait(LOOK_SECONDS if tracker is not None else AGAIN_SECONDS)
 
 
 def _new_lines(file: BinaryIO) -> list[dict[str, Any]]:
-    """The whole lines that were added since the last look."""
+    """The complete lines that were added since the last call."""
     start, text = file.tell(), file.read()
-    whole = text[: text.rfind(b"\n") + 1]
-    file.seek(start + len(whole))
-    found = []
-    for line in whole.splitlines():
+    complete = text[: text.rfind(b"\n") + 1]
+    file.seek(start + len(complete))
+    lines = []
+    for line in complete.splitlines():
         with suppress(ValueError):
             content = json.loads(line)
             if isinstance(content, dict) and "step" in content:
-                found.append(content)
-    return found
+                lines.append(content)
+    return lines
 
 
 def numbers(content: dict[str, Any]) -> dict[str, float]:
-    """Of a line, or of result.json, what can be drawn; without the step."""
+    """The numbers of a line or of result.json, without the step."""
     return {
         name: value
         for name, value in content.items()
@@ -196,8 +196,8 @@ def _ended(run: Run, folder: Path) -> Ended:
 def _picture(run: Run, path: Path) -> Path | None:
     """The errors (or precisions) and losses that were logged, over epochs; None without any."""
     lines = [line for line in run.logged() if "epoch" in line]
-    ends = ("error", "precision", "loss")
-    names = {key: None for line in lines for key in line if key.endswith(ends)}
+    suffixes = ("error", "precision", "loss")
+    names = {key: None for line in lines for key in line if key.endswith(suffixes)}
     if not names:
         return None
     from matplotlib.figure import Figure
@@ -225,7 +225,7 @@ def _why(error: BaseException) -> str:
         if SECRET.search(name) and len(value) > 3:
             text = text.replace(value, "***")
     text = visible(text)
-    return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]} ..."
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} ..."
 
 
 if __name__ == "__main__":

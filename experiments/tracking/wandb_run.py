@@ -32,7 +32,9 @@ class Tracker:
         self._sent_file = folder / SENT
         self._sent = _without_replaced(folder)
         # W&B would ask for a key, and wait.
-        known = bool(os.environ.get("WANDB_MODE")) or wandb.login(prompt=False, verify=False)
+        is_configured = bool(os.environ.get("WANDB_MODE")) or wandb.login(
+            prompt=False, verify=False
+        )
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             id=run.id,
@@ -41,7 +43,7 @@ class Tracker:
             config=about.config,
             allow_val_change=True,  # of what only says how a run executes
             dir=run.folder.absolute(),
-            mode=None if known else "offline",
+            mode=None if is_configured else "offline",
             resume="allow",
             reinit="finish_previous",
             settings=wandb.Settings(
@@ -65,8 +67,8 @@ class Tracker:
                 continue
             if self._open is not None and self._open[0] < step:
                 self._commit()
-            before = self._open[1] if self._open is not None else {}
-            self._open = step, {**before, **numbers(line)}
+            values = self._open[1] if self._open is not None else {}
+            self._open = step, {**values, **numbers(line)}
         return self._after if self._after >= 0 else None
 
     def _commit(self) -> None:
@@ -92,14 +94,14 @@ class Tracker:
 
 
 def _without_replaced(folder: Path) -> dict[str, int]:
-    """What SENT says of W&B's folders, after those are deleted that `wandb sync` has not sent: what
-    they hold is written again."""
+    """The content of SENT, without folders that `wandb sync` has not sent: these are deleted, and
+    all that they hold is written again."""
     try:
         sent: dict[str, int] = json.loads((folder / SENT).read_bytes())
     except (FileNotFoundError, ValueError):
         sent = {}
-    for old in folder.glob("offline-run-*"):
-        if not list(old.glob("*.synced")):
-            shutil.rmtree(old, ignore_errors=True)
-            sent.pop(old.name, None)
+    for offline in folder.glob("offline-run-*"):
+        if not list(offline.glob("*.synced")):
+            shutil.rmtree(offline, ignore_errors=True)
+            sent.pop(offline.name, None)
     return sent

@@ -44,7 +44,7 @@ def test_trackers_that_are_not_there_end_a_command_before_anything_is_trained(
     assert cli.main([*words, "--track", "tensorbord"]) == 2
     told = capsys.readouterr().err
     assert "--track tensorbord: unknown tracker 'tensorbord'; did you mean 'tensorboard'?" in told
-    monkeypatch.setattr(tracking, "_there", lambda package: package != "wandb")
+    monkeypatch.setattr(tracking, "_is_installed", lambda package: package != "wandb")
     assert cli.main([*words, "--track", "none,"]) == 2
     assert cli.main([*words, "--track", "tensorboard,wandb"]) == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
@@ -104,7 +104,7 @@ def made_up(tmp_path, monkeypatch):
 def test_submitted_jobs_inherit_trackers_and_keys_which_no_file_holds(
     study, tmp_path, call, told, monkeypatch, made_up
 ):
-    monkeypatch.setattr(tracking, "_there", lambda package: True)
+    monkeypatch.setattr(tracking, "_is_installed", lambda package: True)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     folder = tmp_path / "runs"
     words = ["sweep", study, "--rows", "shallow", "--backend", "slurm", "--runs", folder]
@@ -177,7 +177,7 @@ def sent(monkeypatch):
         return "mlflow: OSError: no network" if name == "mlflow" else ""
 
     monkeypatch.setattr(following, "send", send)
-    monkeypatch.setattr(tracking, "_there", lambda package: True)
+    monkeypatch.setattr(tracking, "_is_installed", lambda package: True)
     return found
 
 
