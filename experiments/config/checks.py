@@ -1,4 +1,4 @@
-"""Whether the values of a config can be meant, each and together."""
+"""Checks whether the values of a config make sense, each and together."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from input_pipeline.sources import is_streamed
 
 
 def check(config: ConfigDict, where: str) -> None:
-    """Raises ConfigError, with what is wrong first, where values can't be meant."""
+    """Raises ConfigError with the first problem, where values make no sense."""
     flat = flatten(config)
     wrong = itertools.chain(
         *(_wrong_value(key, flat[key.name]) for key in KEYS.values()),
@@ -30,7 +30,7 @@ def check(config: ConfigDict, where: str) -> None:
 
 
 def _wrong_value(key: Key, value: Any) -> Iterator[str]:
-    """Of a value that is no choice of its key, or a number that is out of bounds."""
+    """Problems of a value that is no choice of its key, or a number that is out of bounds."""
     if key.choices and value not in key.choices:
         hint = nearest("; did you mean {!r}?", str(value), key.choices)
         yield f"{key.name}={value!r} is none of {', '.join(key.choices)}{hint}"
@@ -39,15 +39,15 @@ def _wrong_value(key: Key, value: Any) -> Iterator[str]:
     for part in value if isinstance(value, tuple) else (value,):
         number = part[1] if isinstance(part, tuple) else part  # of a pair: a pattern and a number
         if not key.bounds.hold(number):
-            each = "each number of it " if isinstance(value, tuple) else ""
+            subject = "each number of it " if isinstance(value, tuple) else ""
             hint = f"; {key.hint}" if key.hint else ""
-            yield f"{key.name}={shown(value)}: {each}must be {key.bounds}{hint}"
+            yield f"{key.name}={shown(value)}: {subject}must be {key.bounds}{hint}"
     if key.length and len(value) != key.length:
         yield f"{key.name}={shown(value)} must be {key.length} numbers"
 
 
 def _wrong_model(model: ConfigDict) -> Iterator[str]:
-    """Of an option of the network that is out of bounds or changes nothing."""
+    """Problems of the network's options that are out of bounds or change nothing."""
     try:
         cnn_arch.check(model.arch, **builder_options(model))
         cnn_arch.check_source(model.arch, model.get("source"))
@@ -84,7 +84,7 @@ def _wrong_sizes(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _wrong_schedule(flat: Mapping[str, Any]) -> Iterator[str]:
-    """Of parts of the schedule that contradict each other."""
+    """Problems of keys of the schedule that contradict each other."""
     milestones, factors = flat["schedule.milestones"], flat["schedule.factors"]
     kind, warmup = flat["schedule.kind"], flat["schedule.warmup"]
     if any(a >= b for a, b in itertools.pairwise(milestones)):
@@ -94,18 +94,18 @@ def _wrong_schedule(flat: Mapping[str, Any]) -> Iterator[str]:
             f"schedule.factors={factors!r} must be as many numbers as "
             f"schedule.milestones={milestones!r}, one from each on"
         )
-    same = "is schedule.kind='constant'; write that"
+    is_constant = "is schedule.kind='constant'; write that"
     if kind == "steps" and not milestones:
-        yield f"schedule.kind='steps' without schedule.milestones {same}"
+        yield f"schedule.kind='steps' without schedule.milestones {is_constant}"
     if kind == "plateau" and not flat["schedule.drops"]:
-        yield f"schedule.kind='plateau' with schedule.drops=0 {same}"
+        yield f"schedule.kind='plateau' with schedule.drops=0 {is_constant}"
     if kind == "plateau" and not flat["data.holdout"]:
         yield (
             "schedule.kind='plateau' is judged on held-out training images, and data.holdout=0 "
             "keeps none; set it to 0.1, say"
         )
-    ends = flat["schedule.warmup_steps"] or flat["schedule.warmup_part"]
-    if warmup in ("constant", "linear") and not ends:
+    end = flat["schedule.warmup_steps"] or flat["schedule.warmup_part"]
+    if warmup in ("constant", "linear") and not end:
         yield (
             f"schedule.warmup={warmup!r} has no end; set schedule.warmup_steps, or "
             "schedule.warmup_part to a part of the training (5 epochs of 90 are 5/90)"
@@ -148,7 +148,7 @@ def _wrong_training(flat: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _wrong_boxes(flat: Mapping[str, Any]) -> Iterator[str]:
-    """Of what a network whose last layer says a box can't have."""
+    """Problems of keys that do not go with a network whose last layer says a box."""
     kind = flat["train.boxes"]
     if flat["data.boxes"] and flat["data.exif"]:
         yield "data.exif=True turns images, and data.boxes are of images as they are stored"
@@ -162,5 +162,5 @@ def _wrong_boxes(flat: Mapping[str, Any]) -> Iterator[str]:
     }
     for key, value in usual.items():
         if flat[key] != value:
-            told = f"is not for train.boxes={kind!r}; set it to {value!r}"
-            yield f"{key}={flat[key]!r} {told}"
+            problem = f"is not for train.boxes={kind!r}; set it to {value!r}"
+            yield f"{key}={flat[key]!r} {problem}"

@@ -14,13 +14,13 @@ from experiments.text import nearest, visible
 Axis = tuple[str, tuple[str, ...]]  # a key and its values, as text
 
 
-def axes(given: Sequence[str]) -> list[Axis]:
-    """`KEY=VALUE,VALUE,...` texts as keys and values. Commas in brackets part no values.
+def axes(texts: Sequence[str]) -> list[Axis]:
+    """`KEY=VALUE,VALUE,...` texts as keys and values. Commas in brackets separate no values.
 
-    Raises ConfigError for a text that is none, and for a key that comes twice.
+    Raises ConfigError for a text of another form, and for a key that comes twice.
     """
-    found: list[Axis] = []
-    for text in given:
+    axes: list[Axis] = []
+    for text in texts:
         key, equals, listed = text.partition("=")
         key = key.strip()
         values = tuple(_parts(listed))
@@ -28,14 +28,14 @@ def axes(given: Sequence[str]) -> list[Axis]:
             raise ConfigError(
                 f"--grid {text!r}: expected KEY=VALUE,VALUE,..., such as schedule.lr=0.01,0.1"
             )
-        if key in dict(found):
+        if key in dict(axes):
             raise ConfigError(f"--grid {key} is given twice; list all of its values after one =")
-        found.append((key, values))
-    return found
+        axes.append((key, values))
+    return axes
 
 
 def _parts(listed: str) -> list[str]:
-    """What commas outside of brackets part, without spaces around it."""
+    """The parts between commas outside of brackets, without spaces around them."""
     parts, depth = [""], 0
     for sign in listed:
         depth = max(0, depth + (sign in "([") - (sign in ")]"))
@@ -46,7 +46,7 @@ def _parts(listed: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def over(study: Study, found: Sequence[Axis], *, together: bool = False) -> Study:
+def over(study: Study, axes: Sequence[Axis], *, together: bool = False) -> Study:
     """The study with a row for each of its rows and each combination of values.
 
     Rows are called `ROW, lr=0.01, width=2`, by the last parts of the keys where these differ. A row
@@ -56,32 +56,32 @@ def over(study: Study, found: Sequence[Axis], *, together: bool = False) -> Stud
     Raises ConfigError where values come twice, `together` has other numbers of them, or rows are
     too many.
     """
-    if not found:
+    if not axes:
         return study
-    lengths = {len(values) for _, values in found}
+    lengths = {len(values) for _, values in axes}
     if together and len(lengths) > 1:
-        told = ", ".join(f"{key}: {len(values)}" for key, values in found)
-        raise ConfigError(f"--zip needs as many values of each key ({told})")
-    many = max(lengths) if together else math.prod(len(values) for _, values in found)
-    if many * len(study.rows) > MOST_ROWS:
-        raise ConfigError(f"--grid makes {many * len(study.rows):,} rows; at most {MOST_ROWS:,}")
-    keys = [key for key, _ in found]
+        counts = ", ".join(f"{key}: {len(values)}" for key, values in axes)
+        raise ConfigError(f"--zip needs as many values of each key ({counts})")
+    n = max(lengths) if together else math.prod(len(values) for _, values in axes)
+    if n * len(study.rows) > MOST_ROWS:
+        raise ConfigError(f"--grid makes {n * len(study.rows):,} rows; at most {MOST_ROWS:,}")
+    keys = [key for key, _ in axes]
     last = [key.rpartition(".")[2] for key in keys]
-    short = [one if last.count(one) == 1 else key for one, key in zip(last, keys, strict=True)]
-    lists = [values for _, values in found]
+    short = [part if last.count(part) == 1 else key for part, key in zip(last, keys, strict=True)]
+    lists = [values for _, values in axes]
     combinations = list(zip(*lists, strict=True) if together else itertools.product(*lists))
-    if twice := [one for one, count in Counter(combinations).items() if count > 1]:
-        raise ConfigError(f"--grid {', '.join(keys)}: {', '.join(twice[0])!r} comes twice")
+    if repeated := [values for values, count in Counter(combinations).items() if count > 1]:
+        raise ConfigError(f"--grid {', '.join(keys)}: {', '.join(repeated[0])!r} comes twice")
     rows = []
     for values in combinations:
-        told = visible(", ".join(map("=".join, zip(short, values, strict=True))))
+        label = visible(", ".join(map("=".join, zip(short, values, strict=True))))
         changes = dict(zip(keys, values, strict=True))
         rows += [
             replace(
                 row,
-                name=f"{row.name}, {told}",
+                name=f"{row.name}, {label}",
                 overrides={**row.overrides, **changes},
-                seed_from=row.seed_from and f"{row.seed_from}, {told}",
+                seed_from=row.seed_from and f"{row.seed_from}, {label}",
             )
             for row in study.rows
         ]
@@ -96,11 +96,11 @@ def some(study: Study, patterns: Sequence[str]) -> Study:
     if not patterns:
         return study
     names = [row.name for row in study.rows]
-    wanted = {name for pattern in patterns for name in _fitting(pattern, names)}
+    selected = {name for pattern in patterns for name in _fitting(pattern, names)}
     for row in reversed(study.rows):
-        if row.name in wanted and row.seed_from:
-            wanted.add(row.seed_from)
-    return replace(study, rows=tuple(row for row in study.rows if row.name in wanted))
+        if row.name in selected and row.seed_from:
+            selected.add(row.seed_from)
+    return replace(study, rows=tuple(row for row in study.rows if row.name in selected))
 
 
 def check_some(studies: Sequence[Study], patterns: Sequence[str]) -> None:

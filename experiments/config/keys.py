@@ -19,34 +19,34 @@ class Pairs(NamedTuple):
 
 
 class Identity(NamedTuple):
-    """Whether a key is part of a run's identity: in words, and of a flat config."""
+    """Whether a key is part of a run's identity."""
 
-    when: str
-    holds: Callable[[Mapping[str, Any]], bool]
+    when: str  # in words
+    holds: Callable[[Mapping[str, Any]], bool]  # of a flat config
 
 
 def given(key: str, *values: str) -> Identity:
-    """Where another key has one of these values."""
+    """A key counts where another key has one of these values."""
     return Identity(f"with {key}={'|'.join(values)}", lambda flat: flat[key] in values)
 
 
-def both(one: Identity, other: Identity) -> Identity:
-    """Where both hold."""
-    words = f"{one.when}, {other.when}"
-    return Identity(words, lambda flat: one.holds(flat) and other.holds(flat))
+def both(first: Identity, second: Identity) -> Identity:
+    """A key counts where both hold."""
+    words = f"{first.when}, {second.when}"
+    return Identity(words, lambda flat: first.holds(flat) and second.holds(flat))
 
 
 ALWAYS = Identity("yes", lambda flat: True)
-# Where and how a run executes, not what it computes; of `data.path`, what the file holds counts.
+# Where and how a run executes, not what it computes; of `data.path` the file's content counts.
 NEVER = Identity("no", lambda flat: False)
-# The same, but for a run that ends by a line of its log.
+# Like NEVER, except for a run that ends by a line of its log.
 ENDING = Identity("with train.until_error", lambda flat: flat["train.until_error"] > 0)
 STREAMED = Identity("with encoded images", lambda flat: is_streamed(flat["data.name"]))
 OWN = Identity(
     "unless inherited",
     lambda flat: not (flat["seeding.run"] and flat["seeding.normalise"] == "inherit"),
 )
-FITTED = ("pca_fitted", "pca_paper")  # colours whose constants the training images give
+FITTED = ("pca_fitted", "pca_paper")  # colours whose constants are fitted to the training images
 FITS = Identity(
     "with a mean or deviation of the images",
     lambda flat: (
@@ -78,8 +78,7 @@ UNTIL_STEP = Identity(
     lambda flat: WARM_UP.holds(flat) and not flat["schedule.warmup_part"],
 )
 
-# A high bound lies far beyond whatever is useful, so that a slip of the hand is told before any
-# work.
+# High bounds lie far beyond whatever is useful, and catch slips of the hand before any work.
 MOST = 2**31 - 1  # steps, images, seeds: as JAX counts
 SIDE, BATCH, EPOCHS = 16384, 2**20, 1e6
 PART = Bounds(0, 1, above=True, below=True)
@@ -97,14 +96,12 @@ class Key:
     bounds: Bounds | None = None  # of a number, and of each number in a tuple
     # Of a tuple that always has so many parts; a single number stands for all of them.
     length: int = 0
-    parts: Any = None  # the type of a tuple's parts, where its default holds none; or its pairs
-    identity: Identity = ALWAYS  # whether it is part of what tells runs apart
+    parts: Any = None  # the type of a tuple's parts, where its default is empty; or its `Pairs`
+    identity: Identity = ALWAYS  # whether it is part of a run's identity
     # Whether the key is newer than the identity's format. At its default it is then no part of the
-    # identity, so that runs are what they were before there was the key.
+    # identity, so that earlier runs keep their ids.
     added: bool = False
-    hint: str = (
-        ""  # what to write instead of a number out of bounds, where that shows what is meant
-    )
+    hint: str = ""  # what to write instead of a number out of bounds
 
     @property
     def counts(self) -> str:
@@ -113,7 +110,7 @@ class Key:
 
     @property
     def values(self) -> str:
-        """What it may be: its choices, bounds and type."""
+        """The values that it may have: its choices, or its type and bounds."""
         if self.choices:
             return ", ".join(self.choices)
         if isinstance(self.default, tuple):
@@ -125,7 +122,7 @@ class Key:
 
     @property
     def part(self) -> Any:
-        """The type of a tuple's parts, or what its pairs are."""
+        """The type of a tuple's parts, or its `Pairs`."""
         return self.parts or type(self.default[0])
 
 
@@ -378,8 +375,7 @@ _KEYS = (
 KEYS = {key.name: key for key in _KEYS}
 DEFAULTS = {key.name: key.default for key in _KEYS}
 EXECUTION = tuple(key.name for key in _KEYS if key.identity in (NEVER, ENDING))
-# What is no part of the identity at these values; options of architectures, too, that are newer
-# than its format.
+# Keys that are no part of the identity at these values, with newer options of architectures.
 ADDED: dict[str, Any] = {
     **{key.name: key.default for key in _KEYS if key.added},
     "model.hidden": 4096,
@@ -409,14 +405,14 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity_part(config: ConfigDict) -> dict[str, Any]:
-    """What of a config can change a run's result, flat and JSON-ready."""
+    """The keys of a config that can change a run's result, flat and ready for JSON."""
     flat = flatten(config)
     crop = flat["data.image_size"]
     for name, usual in (("data.S", (0, 0)), ("test.Q", 0)):  # two spellings of the crop's size
         if flat[name] == (crop if usual == 0 else (crop, crop)):
             flat[name] = usual
-    whole = {**DEFAULTS, **flat}
-    skip = {name for name, key in KEYS.items() if not key.identity.holds(whole)}
+    complete = {**DEFAULTS, **flat}
+    skip = {name for name, key in KEYS.items() if not key.identity.holds(complete)}
     skip.add("model.folder")  # where a user's network lies; `model.source` is what it is
     skip |= {name for name, usual in ADDED.items() if flat.get(name) == usual}
     return {name: value for name, value in sorted(flat.items()) if name not in skip}

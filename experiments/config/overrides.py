@@ -13,7 +13,7 @@ from experiments.config.values import assign, builder_options, model, model_keys
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
-    """A copy of `config` with `overrides` (dotted keys). `where` says in errors whose they are.
+    """A copy of `config` with `overrides` (dotted keys). where: their origin, for errors.
 
     A change of `model.arch` keeps the options that differ from the old architecture's defaults and
     that the new one also has. The rest, and those that would change nothing, get its defaults.
@@ -26,14 +26,14 @@ def override(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> Co
         raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {arch!r}")
     arch = cnn_arch.full_name(arch)
     if arch != config.model.arch:
-        known = model_keys(arch)
-        before = model_keys(config.model.arch) if config.model.arch else {}
+        keys = model_keys(arch)
+        old_keys = model_keys(config.model.arch) if config.model.arch else {}
         shared = {
             key: value
             for key, value in config.model.items()
-            if key in known and value != before.get(key)
+            if key in keys and value != old_keys.get(key)
         }
-        idle = cnn_arch.idle(arch, builder_options({**known, **shared}))
+        idle = cnn_arch.idle(arch, builder_options({**keys, **shared}))
         config.model = model(arch, **{k: v for k, v in shared.items() if k not in idle})
     flat = flatten(config)
     for key, value in {**overrides, "model.arch": arch}.items():

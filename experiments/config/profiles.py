@@ -1,7 +1,7 @@
 """The sizes at which a paper's study is reproduced.
 
-A study's config is its paper's; a profile changes data, sizes, width and length, and never the
-rows, what seeds what, or how they are tested. Sizes in pixels keep the paper's ratio to the crop.
+A study's config is its paper's. A profile changes data, sizes, width and length, and never the
+rows, their seeding or their tests. Sizes in pixels keep the paper's ratio to the crop.
 """
 
 from collections.abc import Mapping
@@ -35,42 +35,42 @@ class Profile:
     data: str = "folder"  # the `data.name` of encoded images, for the profiles folder and paper
 
     def side(self, pixels: int) -> int:
-        """A size of the paper's, in ratio to the crop."""
+        """A size of the paper, scaled by this crop over the paper's; both in pixels."""
         return crops.in_ratio(pixels, self.crop, self.paper_crop)
 
     def adapt(self, config: ConfigDict, **changes: Mapping[str, Any]) -> ConfigDict:
-        """A paper's config at this profile: the images it is about, then `changes[name]`.
+        """A paper's config at this profile: with its images, and then with `changes[name]`.
 
-        What only encoded images can be (views, colours) gives way on data that are kept on the
-        device. A profile without changes is the paper's on other data.
+        Data that are kept on the device get the default view and colour, since others need encoded
+        images. A profile without changes is the paper's config on other data.
         """
-        found = ConfigDict(config.to_dict())
-        found.data.image_size = self.crop
+        adapted = ConfigDict(config.to_dict())
+        adapted.data.image_size = self.crop
         if self.name in ("demo", "cifar"):
             usual = base().data
-            found.data.update(name="digits" if self.name == "demo" else "cifar10")
-            found.data.update(view=usual.view, colour=usual.colour)
-            found.data.mirror = bool(found.data.mirror) and self.name == "cifar"
-        elif self.name == "folder" or is_streamed(found.data.name):
-            found.data.name = self.data
-        return override(found, changes.get(self.name, {}), f"profile {self.name}")
+            adapted.data.update(name="digits" if self.name == "demo" else "cifar10")
+            adapted.data.update(view=usual.view, colour=usual.colour)
+            adapted.data.mirror = bool(adapted.data.mirror) and self.name == "cifar"
+        elif self.name == "folder" or is_streamed(adapted.data.name):
+            adapted.data.name = self.data
+        return override(adapted, changes.get(self.name, {}), f"profile {self.name}")
 
 
 def of(arg: str | None, paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
     """The profile that the argument of a study's `get_config` names, see `chosen`."""
-    given = arguments(arg, profile="paper", crop="", data="folder")
-    return chosen(given, paper_crop, **crop)
+    args = arguments(arg, profile="paper", crop="", data="folder")
+    return chosen(args, paper_crop, **crop)
 
 
-def chosen(given: Mapping[str, str], paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
+def chosen(args: Mapping[str, str], paper_crop: int = crops.IMAGENET_CROP, **crop: int) -> Profile:
     """The profile that a study's arguments name: `profile`, `crop` and `data`.
 
-    crop: of each profile, where it is not the paper's. Raises ConfigError where there is no such
-    profile, and for a crop that is no size.
+    crop: the default crop of each profile where it is not the paper's, pixels. Raises ConfigError
+    for an unknown profile, and for a crop that is no size.
     """
-    name = given["profile"]
+    name = args["profile"]
     one_of(name, PROFILES, "profile")
-    text = given["crop"] or str(crop.get(name, paper_crop))
+    text = args["crop"] or str(crop.get(name, paper_crop))
     if not text.isdecimal() or not 8 <= int(text) <= 1024:
         raise ConfigError(f"crop={text}: expected a number of pixels from 8 to 1024")
-    return Profile(name, int(text), paper_crop, given["data"])
+    return Profile(name, int(text), paper_crop, args["data"])

@@ -40,7 +40,7 @@ def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
     """
     if arg and not defaults:
         raise ConfigError(f"config argument {arg!r} is not understood; this study takes none")
-    found = dict(defaults)
+    values = dict(defaults)
     for i, part in enumerate((arg or "").split(",") if arg else ()):
         key, equals, value = part.partition("=")
         if not equals and i == 0:
@@ -49,26 +49,24 @@ def arguments(arg: str | None, **defaults: str) -> dict[str, str]:
             hint = nearest("did you mean {!r}?", key, defaults)
             hint = hint or f"there are {', '.join(defaults)}"
             raise ConfigError(f"config argument {part!r} is not understood; {hint}")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a sweep: what it changes in the study's config, and the row that seeds it.
-
-    own_data: what it changes in a way that overrides of all rows do not touch, such as `data.path`.
-    """
+    """One row of a sweep."""
 
     name: str
-    overrides: Mapping[str, Any]
-    seed_from: str | None = None
+    overrides: Mapping[str, Any]  # of the study's config, by dotted keys
+    seed_from: str | None = None  # the row that seeds it
+    # Overrides of `data` that the overrides of all rows do not touch, such as `data.path`.
     own_data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A config file, read: its base config and the rows of its sweep."""
+    """A study as it is read from its file: its base config and the rows of its sweep."""
 
     name: str
     title: str
@@ -108,22 +106,22 @@ def _module(spec: str) -> tuple[ModuleType, str | None]:
     elif not path.is_file():
         raise ConfigError(f"config file {target!r} does not exist")
     cnn_arch.look_in(path.absolute().parent)  # for networks in files beside the study's
-    found = importlib.util.spec_from_file_location(f"cnn_depth_config_{path.stem}", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    with _told_of(path):
-        found.loader.exec_module(module)
+    module_spec = importlib.util.spec_from_file_location(f"cnn_depth_config_{path.stem}", path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    with _config_errors(path):
+        module_spec.loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"config file {path} has no function get_config(arg)")
     return module, arg or None
 
 
 @contextmanager
-def _told_of(path: Path) -> Iterator[None]:
-    """Whatever the code of a config file raises becomes a ConfigError with the file and its line.
+def _config_errors(path: Path) -> Iterator[None]:
+    """Turns whatever the code of a config file raises into a ConfigError with its file and line.
 
-    `path` is the file; the line is the innermost one of it, or the error's own where it names one.
+    path: the file. The line is the innermost one in it, or the line of a syntax error.
     """
     try:
         yield
@@ -132,18 +130,18 @@ def _told_of(path: Path) -> Iterator[None]:
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if f.filename == str(path) and f.lineno]
-        where, said = f"config file {path}", f"{type(error).__name__}: {error}"
+        where, message = f"config file {path}", f"{type(error).__name__}: {error}"
         if isinstance(error, SyntaxError) and error.filename and not lines:
-            where, said = f"config file {error.filename}", error.msg
+            where, message = f"config file {error.filename}", error.msg
             lines = [error.lineno or 1]
         elif isinstance(error, SystemExit):
-            said = f"ends the program (SystemExit: {error})"
+            message = f"ends the program (SystemExit: {error})"
         elif getattr(error, "user_error", False):
-            said = str(error)
-        elif isinstance(error, TypeError) and "cannot be casted to type <class 'tuple'>" in said:
-            said += "; write a tuple, such as (0.5,)"
+            message = str(error)
+        elif isinstance(error, TypeError) and "cannot be casted to type <class 'tuple'>" in message:
+            message += "; write a tuple, such as (0.5,)"
         line = f" line {lines[-1]}" if lines else ""
-        raise ConfigError(f"{where}{line}: {' '.join(said.split())}") from error
+        raise ConfigError(f"{where}{line}: {' '.join(message.split())}") from error
 
 
 def read(spec: str) -> Study:
@@ -153,7 +151,7 @@ def read(spec: str) -> Study:
     """
     module, arg = _module(spec)
     path = Path(module.__file__ or spec)
-    with _told_of(path):
+    with _config_errors(path):
         config = module.get_config(arg)
     title = visible(((module.__doc__ or "").strip() or path.stem).splitlines()[0].rstrip("."))
     if not isinstance(config, ConfigDict):
@@ -182,55 +180,55 @@ def read(spec: str) -> Study:
     return Study(visible(path.stem), title, config, tuple(rows))
 
 
-def _own_data(given: Any, where: str) -> dict[str, Any]:
-    """A row's `own_data`, with the keys as overrides have them."""
-    if not isinstance(given, Mapping):
-        told = "expected values of `data` by their names, such as {'path': 'FOLDER'}"
-        raise ConfigError(f"{where}: own_data is {shown(given)}; {told}")
-    return {f"data.{key}": value for key, value in given.items()}
+def _own_data(values: Any, where: str) -> dict[str, Any]:
+    """A row's `own_data`, with dotted keys."""
+    if not isinstance(values, Mapping):
+        expected = "expected values of `data` by their names, such as {'path': 'FOLDER'}"
+        raise ConfigError(f"{where}: own_data is {shown(values)}; {expected}")
+    return {f"data.{key}": value for key, value in values.items()}
 
 
 def _complete(config: ConfigDict, where: str) -> ConfigDict:
-    """What `get_config` gave, each value of its key's type. Whether the values can be meant is
-    checked once the overrides are known."""
+    """The config of `get_config`, with each value as its key's type. Whether the values make sense
+    is checked once the overrides are known."""
     flat, usual = flatten(config), flatten(base())
     missing = set(usual) - {"model.arch"} - set(flat)
     if missing:
         raise ConfigError(f"{where}: get_config lacks {min(missing)}; build it on config.base()")
     options = {key.removeprefix("model."): v for key, v in flat.items() if key[:6] == "model."}
     others = {key: value for key, value in flat.items() if key[:6] != "model."}
-    found = base()
+    complete = base()
     for key, value in others.items():
         if key not in usual:
             raise ConfigError(unknown_key(key, usual, where))
-        assign(found, key, value, usual[key], where)
+        assign(complete, key, value, usual[key], where)
     arch = options.pop("arch", "")
     if not isinstance(arch, str):
         raise ConfigError(f"{where}: model.arch must be a name such as 'vgg:E', not {shown(arch)}")
     try:
-        found.model = model(arch, **options) if arch else ConfigDict({"arch": ""})
+        complete.model = model(arch, **options) if arch else ConfigDict({"arch": ""})
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
-    return found
+    return complete
 
 
 def _pairs(
     module: ModuleType, config: ConfigDict, spec: str, arg: str | None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """What `sweep()` yields; of a file without one, its config as the only row."""
+    """The pairs that `sweep()` yields; of a file without one, its config as the only row."""
     if not hasattr(module, "sweep"):
         if not config.model.arch:
             raise ConfigError(f"{spec}: get_config sets no config.model; use configs.model(name)")
         return [(config.model.arch, {})]
     path = Path(module.__file__ or spec)
-    with _told_of(path):
-        takes = bool(inspect.signature(module.sweep).parameters)
-        found = module.sweep(arg) if takes else module.sweep()
-        given = list(itertools.islice(found, MOST_ROWS + 1))
-    if len(given) > MOST_ROWS:
+    with _config_errors(path):
+        takes_arg = bool(inspect.signature(module.sweep).parameters)
+        items = module.sweep(arg) if takes_arg else module.sweep()
+        listed = list(itertools.islice(items, MOST_ROWS + 1))
+    if len(listed) > MOST_ROWS:
         raise ConfigError(f"{spec}: sweep() yields more than {MOST_ROWS:,} rows")
     pairs = []
-    for pair in given:
+    for pair in listed:
         try:
             name, overrides = pair
             pairs.append((str(name), dict(overrides)))

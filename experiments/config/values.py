@@ -16,14 +16,14 @@ from experiments.config.keys import ADDED, KEYS, Key, Pairs
 
 
 def model(arch: str, **options: Any) -> ConfigDict:
-    """The `model` part of a config: `arch` with all its keys, some of them given."""
+    """The `model` part of a config: `arch` with all its keys, at their defaults or `options`."""
     arch = cnn_arch.full_name(arch)
-    known = model_keys(arch)
+    defaults = model_keys(arch)
     for key in options:
-        if key not in known:
-            raise ConfigError(unknown_key(f"model.{key}", [f"model.{k}" for k in known], arch))
-    options = {k: as_type(f"model.{k}", v, known[k], arch) for k, v in options.items()}
-    return ConfigDict({"arch": arch, **known, **options})
+        if key not in defaults:
+            raise ConfigError(unknown_key(f"model.{key}", [f"model.{k}" for k in defaults], arch))
+    options = {k: as_type(f"model.{k}", v, defaults[k], arch) for k, v in options.items()}
+    return ConfigDict({"arch": arch, **defaults, **options})
 
 
 def model_keys(arch: str) -> dict[str, Any]:
@@ -32,18 +32,18 @@ def model_keys(arch: str) -> dict[str, Any]:
 
 
 def network_keys(arch: str) -> dict[str, Key]:
-    """The options of an architecture as keys: `model.width` and what its class says of it.
+    """The options of an architecture as keys such as `model.width`.
 
-    A meaning is read from the class's docstring, and choices from the type of the argument.
+    Meanings are read from the docstring of its class, and choices from the types of its arguments.
     """
     family, variant = registry.find(arch)
     network = family.networks.get(variant, family.network)
-    called = network.__init__ if inspect.isclass(network) else network
-    text, hints = inspect.getdoc(network) or "", get_type_hints(called)
-    told = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|^\S|\Z)", text, re.MULTILINE | re.DOTALL))
+    builder = network.__init__ if inspect.isclass(network) else network
+    text, hints = inspect.getdoc(network) or "", get_type_hints(builder)
+    docs = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w|^\S|\Z)", text, re.MULTILINE | re.DOTALL))
     keys = {}
     for option, default in family.options(variant).items():
-        meaning = " ".join(told.get(option, "").split())
+        meaning = " ".join(docs.get(option, "").split())
         name = f"model.{option}"
         keys[name] = Key(
             name,
@@ -57,7 +57,7 @@ def network_keys(arch: str) -> dict[str, Key]:
 
 
 def builder_options(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the `model` part of a config the architecture's builder takes."""
+    """The keys of the `model` part of a config that the architecture's builder takes."""
     others = ("arch", "precision", "source", "folder")
     return {key: value for key, value in model.items() if key not in others}
 
@@ -81,8 +81,11 @@ def _literal(text: str) -> Any:
 
 
 def as_type(key: str, value: Any, like: Any, where: str) -> Any:
-    """`value` as the type of `like`, the key's present value; only loss-free changes of type."""
-    given = value
+    """`value` as the type of `like`, the key's present value.
+
+    Raises ConfigError where that would lose something.
+    """
+    raw = value
     if isinstance(value, str) and not isinstance(like, str):
         names = isinstance(like, tuple) and KEYS[key].part is str and "(" not in value
         value = tuple(filter(None, value.split(","))) if names else _literal(value)
@@ -105,29 +108,29 @@ def as_type(key: str, value: Any, like: Any, where: str) -> Any:
         elif isinstance(value, int | float):
             value = (value,) * (KEYS[key].length or 1)
         if isinstance(value, tuple | list):
-            return tuple(_part(key, part, given, where) for part in value)
+            return tuple(_part(key, part, raw, where) for part in value)
     elif isinstance(like, str) and isinstance(value, str):
         return value
     raise ConfigError(
-        f"{where}: {key} must be of type {type(like).__name__} (as {like!r} is), not {shown(given)}"
+        f"{where}: {key} must be of type {type(like).__name__} (as {like!r} is), not {shown(raw)}"
     )
 
 
 def assign(config: ConfigDict, key: str, value: Any, like: Any, where: str) -> None:
-    """Gives a dotted key of `config` this value, as `as_type` has it."""
+    """Gives a dotted key of `config` this value, converted by `as_type`."""
     *part, last = key.split(".")
     (config[part[0]] if part else config)[last] = as_type(key, value, like, where)
 
 
 def _as_float(value: float) -> float:
-    """What no float holds is as good as infinite."""
+    """`value` as a float; infinite where it is too large for one."""
     try:
         return float(value)
     except OverflowError:
         return math.copysign(math.inf, 1 if value > 0 else -1)
 
 
-def _part(key: str, part: Any, given: Any, where: str) -> Any:
+def _part(key: str, part: Any, raw: Any, where: str) -> Any:
     """One part of a tuple, of the type that `key` needs."""
     kind = KEYS[key].part
     if kind is float and isinstance(part, int) and not isinstance(part, bool):
@@ -136,9 +139,7 @@ def _part(key: str, part: Any, given: Any, where: str) -> Any:
         pair = tuple(part) if isinstance(part, tuple | list) else ()
         if len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], kind.second):
             return pair
-        raise ConfigError(f"{where}: {key}={shown(given)} must be pairs of {kind.meaning}")
+        raise ConfigError(f"{where}: {key}={shown(raw)} must be pairs of {kind.meaning}")
     if isinstance(part, kind) and not isinstance(part, bool):
         return part
-    raise ConfigError(
-        f"{where}: {key}={shown(given)} must hold values of type {kind.__name__} only"
-    )
+    raise ConfigError(f"{where}: {key}={shown(raw)} must hold values of type {kind.__name__} only")

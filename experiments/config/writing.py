@@ -13,7 +13,7 @@ from experiments.config.overrides import override
 from experiments.config.study import Study
 from experiments.config.values import model_keys, network_keys
 
-# What `seed_from` sets, and nobody writes.
+# Keys that `seed_from` sets, and nobody writes.
 SET_BY_SEEDING = ("seeding.run", "seeding.weights")
 
 _FILE = '''\
@@ -42,26 +42,26 @@ def resolved(
 ) -> list[tuple[str, ConfigDict]]:
     """The names and configs of a row and of those that seed it, which come first.
 
-    Without `row` it is the config of the study, without its sweep, called by its architecture.
+    Without `row` it is the study's config alone, named by its architecture.
 
-    Raises ConfigError for no such row, or an override that can't be meant.
+    Raises ConfigError for an unknown row or an impossible override.
     """
     if row is None:
         config = override(study.config, overrides, study.name)
         return [(config.model.arch, config)]
-    rows = {known.name: known for known in study.rows}
+    rows = {r.name: r for r in study.rows}
     one_of(row, rows, f"row of {study.name}")
-    found = []
+    chain = []
     name: str | None = row
     while name is not None:
-        found.append((name, study.config_of(rows[name], overrides)))
+        chain.append((name, study.config_of(rows[name], overrides)))
         name = rows[name].seed_from
-    return found[::-1]
+    return chain[::-1]
 
 
-def settings(config: ConfigDict, whole: bool) -> dict[str, Any]:
-    """The keys of a config that differ from their defaults, or the `whole` of them, flat and in
-    the order of the table of keys."""
+def settings(config: ConfigDict, full: bool) -> dict[str, Any]:
+    """The keys of a config that differ from their defaults, or all of them, flat and in the order
+    of KEYS. full: all keys."""
     flat, usual = flatten(config), _defaults(config)
     options = [key for key in flat if key in usual and key not in KEYS]
     first = list(KEYS).index("data.name")  # options follow what all models have
@@ -69,31 +69,31 @@ def settings(config: ConfigDict, whole: bool) -> dict[str, Any]:
     return {
         key: flat[key]
         for key in names
-        if key not in SET_BY_SEEDING and (whole or flat[key] != usual[key])
+        if key not in SET_BY_SEEDING and (full or flat[key] != usual[key])
     }
 
 
 def study_file(
-    study: Study, chain: list[tuple[str, ConfigDict]], command: str, file: str, whole: bool = False
+    study: Study, chain: list[tuple[str, ConfigDict]], command: str, file: str, full: bool = False
 ) -> str:
     """The text of a study file that has the last config of `chain`, and seeds it by the others.
 
-    chain: as `resolved` gives it. command: by which the file was written. file: its name. whole:
-    write every key, also those that have their defaults.
+    chain: as `resolved` returns it. command: that the file is written by. file: its name.
+    full: whether keys at their defaults are written, too.
     """
     name, config = chain[-1]
-    shown = f"{study.title}: row '{name}'"
+    title = f"{study.title}: row '{name}'"
     run = [f"cnn-depth train {shlex.quote(file)}"]
     if len(chain) > 1:
         run = [f"cnn-depth sweep {shlex.quote(file)}", f"{run[0]} --row {shlex.quote(name)}"]
     keys = {**KEYS, **network_keys(config.model.arch)}
     lines = []
-    for key, value in settings(config, whole).items():
+    for key, value in settings(config, full).items():
         if key != "model.arch":
             lines += textwrap.wrap(f"# {keys[key].meaning}", 94, subsequent_indent="# ")
             lines.append(f"config.{key} = {_literal(value)}")
     paragraph = f"Written by `{command}`. `cnn-depth list keys` shows what other keys there are."
-    head = "\n".join([f"{shown}.", "", *(f"    {line}" for line in run), ""])
+    head = "\n".join([f"{title}.", "", *(f"    {line}" for line in run), ""])
     text = f"{head}\n" + "\n".join(textwrap.wrap(paragraph, 98, break_on_hyphens=False))
     text = _FILE.format(
         head=text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"'),
@@ -109,7 +109,7 @@ def study_file(
 
 
 def _rows(chain: list[tuple[str, ConfigDict]]) -> Iterable[str]:
-    """The lines of `sweep()`: each row as what it changes in the last config."""
+    """The lines of `sweep()`: each row with its changes of the last config."""
     seed_from: str | None = None
     for name, config in chain:
         changes = _changes(chain[-1][1], config)
@@ -119,16 +119,16 @@ def _rows(chain: list[tuple[str, ConfigDict]]) -> Iterable[str]:
         seed_from = name
 
 
-def _changes(config: ConfigDict, wanted: ConfigDict) -> dict[str, Any]:
-    """The overrides with which one config is another. An override of `model.arch` keeps options
-    that are not at their defaults, so that these are told."""
-    before, after, new = flatten(config), flatten(wanted), _defaults(wanted)
+def _changes(config: ConfigDict, target: ConfigDict) -> dict[str, Any]:
+    """The overrides that turn one config into another. An override of `model.arch` keeps options
+    that are not at their defaults, so these are written out."""
+    before, after, defaults = flatten(config), flatten(target), _defaults(target)
     if before["model.arch"] != after["model.arch"]:
         usual = _defaults(config)
-        kept = [key for key, value in before.items() if value != usual.get(key)]
-        before |= {key: value for key, value in new.items() if key.startswith("model.")}
-        before |= {key: None for key in kept if key.startswith("model.")}
-    return {key: value for key, value in after.items() if key in new and value != before[key]}
+        non_default = [key for key, value in before.items() if value != usual.get(key)]
+        before |= {key: value for key, value in defaults.items() if key.startswith("model.")}
+        before |= {key: None for key in non_default if key.startswith("model.")}
+    return {key: value for key, value in after.items() if key in defaults and value != before[key]}
 
 
 def _defaults(config: ConfigDict) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _defaults(config: ConfigDict) -> dict[str, Any]:
 
 
 def _literal(value: Any) -> str:
-    """Python's text of a value, with double quotes."""
+    """A value as Python code, with double quotes."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple):

@@ -33,10 +33,10 @@ OTHERS = {
 
 
 def _arguments(arg: str | None) -> tuple[str, str]:
-    """What of the argument is `alexnet`'s, and the folder of the other set."""
-    given = configs.arguments(arg, profile="paper", crop="", data="folder", more="")
-    more = given.pop("more")
-    return ",".join(f"{name}={value}" for name, value in given.items() if value), more
+    """(the part of the argument that is `alexnet`'s, the folder of the other set)."""
+    arguments = configs.arguments(arg, profile="paper", crop="", data="folder", more="")
+    more = arguments.pop("more")
+    return ",".join(f"{name}={value}" for name, value in arguments.items() if value), more
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -50,11 +50,11 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     own, more = _arguments(arg)
     config = alexnet.get_config(own)
     name, times = OTHERS[profiles.of(own).name]
-    other = {"name": name or "folder", "path": more, "split": 0.0 if name else 0.01}
+    other_data = {"name": name or "folder", "path": more, "split": 0.0 if name else 0.01}
     yield (
         "Fall 2011",
         {
-            "own_data": {**other, "classes": ()},
+            "own_data": {**other_data, "classes": ()},
             "train.epochs": config.train.epochs / times,
         },
     )

@@ -75,12 +75,12 @@ def sweep(arg: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
 
     def large(lr: float, times: float = LARGER, warmup: str = "linear") -> dict[str, Any]:
         """8k at a multiple of what would be the small batch's rate."""
-        ends = {"schedule.warmup_lr": lr, "schedule.warmup_part": 5 / EPOCHS}
+        warm_up = {"schedule.warmup_lr": lr, "schedule.warmup_part": 5 / EPOCHS}
         return {
             "train.batch_size": LARGER * batch,
             "schedule.lr": times * lr,
             "schedule.warmup": warmup,
-            **({} if warmup == "none" else ends),
+            **({} if warmup == "none" else warm_up),
         }
 
     rates = {"0.05": base / 2, "0.10": base, "0.20": 2 * base}

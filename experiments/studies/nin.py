@@ -94,7 +94,7 @@ def _rates(last: str) -> tuple[tuple[str, float], ...]:
 
 
 def _set(profile: profiles.Profile, net: str) -> str:
-    """The images that a net of this name is shown."""
+    """The data set that a net of this name learns from."""
     return {"demo": "digits", "folder": profile.data}.get(profile.name, net)
 
 

@@ -54,9 +54,9 @@ CHANGES = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    given = configs.arguments(arg, depth="50", profile="paper", crop="", data="folder")
-    profile = profiles.chosen(given, demo=64, cifar=64, folder=64)
-    depth = given["depth"]
+    arguments = configs.arguments(arg, depth="50", profile="paper", crop="", data="folder")
+    profile = profiles.chosen(arguments, demo=64, cifar=64, folder=64)
+    depth = arguments["depth"]
     config = configs.base()
     config.model = configs.model(
         f"resnet:{depth}" if depth.isdecimal() else depth, bn_group_size=32
