@@ -105,7 +105,7 @@ _OUR_LAYOUT = (OWN, "caffe-tensorflow", "frossard", *_KERAS)  # of kernels and o
 # Their fully connected layers may be convolutions over the whole map, with the same values.
 _CONVOLVED = ("caffe", "caffe-tensorflow", "frossard")
 _COUNT = "num_batches_tracked"
-_TOLD = ("batch_norm", "auxiliary", "shortcut")  # options that the names of tensors show
+_VISIBLE = ("batch_norm", "auxiliary", "shortcut")  # options that the names of tensors show
 _SHOWN = 10  # names of each kind in an error
 
 
@@ -115,8 +115,8 @@ class Report:
 
     naming: str  # by which the names were understood
     used: dict[str, str]  # name of a tensor -> name of the network's value that it became
-    # Those that the network has no use for: counts of batches, and the auxiliary classifiers where
-    # it has none.
+    # Tensors that the network does not need: counts of batches, and auxiliary classifiers if it has
+    # none.
     ignored: list[str]
 
 
@@ -124,32 +124,32 @@ def detect(arch: str, tensors: Iterable[str]) -> str:
     """The naming of an architecture's tensors, by the names of its first and last layer, and of
     the fully connected one that sees a map.
 
-    timm's resnets are found to be torchvision's: the names are the same, and only the images are
-    prepared otherwise. Raises ArchitectureError for an unknown architecture, and WeightsError,
+    timm's resnets are detected as torchvision's: the names are the same, and only the images are
+    prepared differently. Raises ArchitectureError for an unknown architecture, and WeightsError,
     with the names seen and those looked for, when none fits.
     """
     names = list(tensors)
-    seen = set(names)
-    wanted = {naming: _ends(arch, naming) for naming in _sources(arch)}
-    for naming, ends in wanted.items():
+    name_set = set(names)
+    ends_of = {naming: _ends(arch, naming) for naming in _sources(arch)}
+    for naming, ends in ends_of.items():
         if naming == OWN:
-            ours = all("/" in name and "." not in name for name in names)
-            if names and ours and not keras.are_of_keras(names):
+            are_own = all("/" in name and "." not in name for name in names)
+            if names and are_own and not keras.are_of_keras(names):
                 return OWN
-        elif seen.issuperset(ends):
+        elif name_set.issuperset(ends):
             return naming
-    known = [
+    descriptions = [
         f"{naming} would have {', '.join(ends) or 'names such as conv1/conv/kernel'}"
-        for naming, ends in wanted.items()
+        for naming, ends in ends_of.items()
     ]
     raise WeightsError(
         f"These are no weights of {arch} by any known naming. Seen: {some(names)}. "
-        f"{'; '.join(known)}."
+        f"{'; '.join(descriptions)}."
     )
 
 
 def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[str, Any]:
-    """What `cnn_arch.create(arch, ...)` must be called with for a network that fits the tensors.
+    """The arguments of `cnn_arch.create(arch, ...)` for a network that fits the tensors.
 
     Returns: image_size (pixels; the source's, or the smallest that its fully connected layers were
     made for), classes and channels; `width` unless it is 1; and the options in which the source's
@@ -164,23 +164,23 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
     naming = detect(arch, tensors) if naming is None else naming
     source = _source(arch, naming)
     family, variant = registry.find(arch)
-    wanted = _wanted(arch, naming, tensors)
+    options = _required_options(arch, naming, tensors)
     shape = family.shape
     if shape is None or (naming == OWN and f"{shape.last}/kernel" not in tensors):
-        return {**vars(registry.inputs(arch)), **wanted}
+        return {**vars(registry.inputs(arch)), **options}
     ends = source or shape
     first, channels = _sizes(tensors, ends.first, naming, is_dense=False)
     classes, inputs = _sizes(tensors, ends.last, naming)
     maps, usual = shape.variants.get(variant, (shape.maps, shape.inputs))
     spatial = ends.spatial
-    usual = wanted.get("hidden", usual)
+    usual = options.get("hidden", usual)
     if naming == OWN and "hidden" in family.options(variant):
         if _weight(spatial, naming) not in tensors:
             usual, spatial = 0, ends.last
         elif abs(first - maps * inputs / usual) > 1:
             _, values = _sizes(tensors, spatial, naming)
             usual = round(inputs / _width(shape, first, values))
-        wanted |= {} if usual == shape.inputs else {"hidden": usual}
+        options |= {} if usual == shape.inputs else {"hidden": usual}
     width = inputs / usual if usual else _width(shape, first, inputs)
     if abs(first - maps * width) > 1:
         raise WeightsError(
@@ -193,15 +193,15 @@ def arguments(arch: str, tensors: Tensors, naming: str | None = None) -> dict[st
     if spatial:
         _, values = _sizes(tensors, spatial, naming)
         side = max(1, round((values / (shape.seen * width)) ** 0.5))
-        smallest = 67 if wanted.get("padding") == 0 else family.minimum_image_size(variant)
+        smallest = 67 if options.get("padding") == 0 else family.minimum_image_size(variant)
         smallest += 32 * (side - 1)
         image_size = image_size if smallest <= image_size < smallest + 32 else smallest
     sizes = {"image_size": image_size, "classes": classes, "channels": channels}
-    return {**sizes, **({} if width == 1 else {"width": width}), **wanted}
+    return {**sizes, **({} if width == 1 else {"width": width}), **options}
 
 
 def _width(shape: Shape, first: int, values: int) -> float:
-    """The width by the maps of the first layer, and all values of the last map."""
+    """The width, from the maps of the first layer and the number of values of the last map."""
     side = max(1, round((values * shape.maps / (shape.seen * first)) ** 0.5))
     return values / (shape.seen * side**2)
 
@@ -238,36 +238,40 @@ def load(network: Network, tensors: Tensors, *, naming: str | None = None) -> Re
     float32, or a variance below zero.
     """
     naming = detect(network.name, tensors) if naming is None else naming
-    known = {tensor.theirs: tensor for tensor in _tensors(network, naming)}
+    expected = {tensor.theirs: tensor for tensor in _tensors(network, naming)}
     if tensors.keys() >= set(_ends(network.name, naming)):  # otherwise they are of another network
         source = _source(network.name, naming)
-        free = {} if source is None else {k: x for k, x in source.options.items() if k not in _TOLD}
-        wanted = {key: (x,) for key, x in _wanted(network.name, naming, tensors).items()}
-        wanted |= {key: values for key, values in free.items() if key in wanted}
+        free = (
+            {} if source is None else {k: x for k, x in source.options.items() if k not in _VISIBLE}
+        )
+        allowed = {key: (x,) for key, x in _required_options(network.name, naming, tensors).items()}
+        allowed |= {key: values for key, values in free.items() if key in allowed}
         if not getattr(network, "auxiliary", True):
-            wanted.pop("auxiliary", None)
-        _check_options(network, naming, wanted)
-    counts = {name.replace("running_mean", _COUNT) for name in known if name.endswith("_mean")}
-    unused = () if getattr(network, "auxiliary", True) else _AUXILIARY
+            allowed.pop("auxiliary", None)
+        _check_options(network, naming, allowed)
+    counts = {name.replace("running_mean", _COUNT) for name in expected if name.endswith("_mean")}
+    unused_prefixes = () if getattr(network, "auxiliary", True) else _AUXILIARY
     ignored = [
         name
         for name in tensors
-        if name not in known and (name in counts or name.startswith(unused))
+        if name not in expected and (name in counts or name.startswith(unused_prefixes))
     ]
     arrays = {name: np.asarray(tensors[name]) for name in tensors if name not in ignored}
     if naming == "caffe":
-        for name in arrays.keys() & known.keys():  # older files have leading dimensions of 1
+        for name in arrays.keys() & expected.keys():  # older files have leading dimensions of 1
             shape = arrays[name].shape
-            extra = max(0, len(shape) - len(known[name].shape))
+            extra = max(0, len(shape) - len(expected[name].shape))
             if shape[:extra] == (1,) * extra:
                 arrays[name] = arrays[name].reshape(shape[extra:])
     if naming in _CONVOLVED:
-        for name in arrays.keys() & known.keys():
-            if known[name].kernel and arrays[name].shape == known[name].convolution:
-                arrays[name] = arrays[name].reshape(known[name].shape)
-    _check_names(f"{network.name} as {naming} has it", arrays, known)
-    values = {known[name].ours: known[name].load(_float32(name, arrays[name])) for name in arrays}
-    used = {name: known[name].ours for name in arrays}
+        for name in arrays.keys() & expected.keys():
+            if expected[name].kernel and arrays[name].shape == expected[name].convolution:
+                arrays[name] = arrays[name].reshape(expected[name].shape)
+    _check_names(f"{network.name} as {naming} has it", arrays, expected)
+    values = {
+        expected[name].ours: expected[name].load(_float32(name, arrays[name])) for name in arrays
+    }
+    used = {name: expected[name].ours for name in arrays}
     if (epsilon := _epsilon(network.name, naming)) is not None:
         values = keras.fold(network, values, epsilon)
         used = {name: keras.place(ours) for name, ours in used.items()}
@@ -301,21 +305,21 @@ def export(network: Network, naming: str) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A value by both names."""
+    """A value of a network, by its names here and in a source's files."""
 
     ours: str
     theirs: str
     our_shape: tuple[int, ...]
-    shape: tuple[int, ...]  # there
+    shape: tuple[int, ...]  # in the source
     # Of weights, their shape here as a convolution's, (H, W, in, out).
     kernel: tuple[int, ...] | None = None
     inputs: list[int] | None = None  # see `Layer`
     outputs: list[int] | None = None
-    convolution: tuple[int, ...] = ()  # of weights, their shape there as a convolution's
-    our_layout: bool = False  # whether kernels and flattened maps there are in the order of here
+    convolution: tuple[int, ...] = ()  # of weights, their shape in the source as a convolution's
+    our_layout: bool = False  # whether the source orders kernels and flattened maps as we do
 
     def load(self, values: np.ndarray) -> np.ndarray:
-        """Theirs, of shape `shape`, as ours."""
+        """The source's values, of shape `shape`, as ours."""
         if self.kernel:
             values = values.reshape(self.convolution)
             values = values if self.our_layout else values.transpose(2, 3, 1, 0)
@@ -326,7 +330,7 @@ class _Tensor:
         return values.reshape(self.our_shape)
 
     def export(self, values: np.ndarray) -> np.ndarray:
-        """Ours as theirs, a copy."""
+        """Our values as the source's, a copy."""
         if self.kernel:
             values = values.reshape(self.kernel)
         if self.inputs:
@@ -359,10 +363,10 @@ def _tensors(network: Network, naming: str) -> list[_Tensor]:
         layers[0] = Layer(layers[0].ours, layers[0].theirs, inputs=blue_first)
     tensors = []
     for layer in layers:
-        for what, suffix in _suffixes(naming, layer).items():
-            ours = f"{layer.ours}/{what}"
+        for kind, suffix in _suffixes(naming, layer).items():
+            ours = f"{layer.ours}/{kind}"
             if ours in shapes:
-                tensors.append(_tensor(network, layer, what, suffix, shapes[ours], naming))
+                tensors.append(_tensor(network, layer, kind, suffix, shapes[ours], naming))
     unnamed = shapes.keys() - {tensor.ours for tensor in tensors}
     if unnamed:
         raise ArchitectureError(f"{naming} has no names for {some(sorted(unnamed))}.")
@@ -370,35 +374,37 @@ def _tensors(network: Network, naming: str) -> list[_Tensor]:
 
 
 def _suffixes(naming: str, layer: Layer) -> dict[str, str]:
-    """The suffixes of a layer's values there, by their names here."""
+    """The suffixes of a layer's values in the source, by their names here."""
     suffixes = _SUFFIXES.get(naming, _TORCH)
     if naming not in _KERAS:
         return suffixes
     is_norm = layer.ours.endswith("/norm")
     return {
-        what.removeprefix("norm/"): suffix
-        for what, suffix in suffixes.items()
-        if what.startswith("norm/") == is_norm
+        kind.removeprefix("norm/"): suffix
+        for kind, suffix in suffixes.items()
+        if kind.startswith("norm/") == is_norm
     }
 
 
 def _tensor(
-    network: Network, layer: Layer, what: str, suffix: str, shape: tuple[int, ...], naming: str
+    network: Network, layer: Layer, kind: str, suffix: str, shape: tuple[int, ...], naming: str
 ) -> _Tensor:
-    """One value of a layer, of this shape here."""
-    names = f"{layer.ours}/{what}", layer.theirs + suffix
-    if what != "kernel":
+    """One value of a layer. shape: of the value here."""
+    names = f"{layer.ours}/{kind}", layer.theirs + suffix
+    if kind != "kernel":
         return _Tensor(*names, shape, shape, outputs=layer.outputs)
     is_dense = len(shape) == 2
     module = reduce(getattr, layer.ours.split("/"), network)
     kernel = (*module.map_shape, shape[-1]) if is_dense else shape
     height, width, inputs, outputs = kernel
-    whole: tuple[int, ...] = (outputs, inputs, height, width)
+    convolution: tuple[int, ...] = (outputs, inputs, height, width)
     flat: tuple[int, ...] = (outputs, height * width * inputs)
     if our_layout := naming in _OUR_LAYOUT:
-        whole, flat = kernel, shape
-    there = flat if is_dense and not layer.convolution else whole
-    return _Tensor(*names, shape, there, kernel, layer.inputs, layer.outputs, whole, our_layout)
+        convolution, flat = kernel, shape
+    their_shape = flat if is_dense and not layer.convolution else convolution
+    return _Tensor(
+        *names, shape, their_shape, kernel, layer.inputs, layer.outputs, convolution, our_layout
+    )
 
 
 def _sources(arch: str) -> dict[str, Source | None]:
@@ -408,18 +414,23 @@ def _sources(arch: str) -> dict[str, Source | None]:
     """
     family, variant = registry.find(arch)
     sources = family.published.items()
-    found = {naming: s for naming, s in sources if variant in (s.variants or (variant,))}
-    return {naming: found.get(naming) for naming in NAMINGS if naming in (*found, OWN)}
+    published = {naming: s for naming, s in sources if variant in (s.variants or (variant,))}
+    return {naming: published.get(naming) for naming in NAMINGS if naming in (*published, OWN)}
 
 
 def _source(arch: str, naming: str) -> Source | None:
-    """None for the naming of this project. Raises ArchitectureError if there is no such source."""
+    """The source that has a naming; None for this project's own.
+
+    Raises ArchitectureError for an unknown naming, or one that does not have the architecture.
+    """
     if naming not in NAMINGS:
         raise unknown("naming of weights", naming, NAMINGS)
-    known = _sources(arch)
-    if naming not in known:
-        raise ArchitectureError(f"{naming} has no {arch}; its weights can be {' or '.join(known)}.")
-    return known[naming]
+    sources = _sources(arch)
+    if naming not in sources:
+        raise ArchitectureError(
+            f"{naming} has no {arch}; its weights can be {' or '.join(sources)}."
+        )
+    return sources[naming]
 
 
 def _epsilon(arch: str, naming: str) -> float | None:
@@ -433,7 +444,7 @@ def _weight(layer: str, naming: str) -> str:
 
 
 def _ends(arch: str, naming: str) -> list[str]:
-    """The names of weights that tell a naming, see `detect`; none for that of this project."""
+    """The names of weights that identify a naming, see `detect`; none for this project's own."""
     source = _source(arch, naming)
     layers = () if source is None else (source.first, source.spatial, source.last)
     return [_weight(name, naming) for name in dict.fromkeys(layers) if name]
@@ -456,63 +467,65 @@ def _sizes(tensors: Tensors, layer: str, naming: str, *, is_dense: bool = True) 
     return shape[0], prod(shape[1:]) if is_dense else shape[1]
 
 
-def _wanted(arch: str, naming: str, names: Iterable[str]) -> dict[str, Any]:
+def _required_options(arch: str, naming: str, names: Iterable[str]) -> dict[str, Any]:
     """Options that a network must have for tensors of these names."""
     names = list(names)
     source = _source(arch, naming)
     family, variant = registry.find(arch)
     block = re.compile(r"(layer|stage)\d+[./](block)?\d+[./]conv1(\.weight|/conv/kernel)")
     shortcut = re.compile(r".*[./](downsample\.0\.weight|shortcut\.0\.weight|shortcut/conv/kernel)")
-    blocks, shortcuts = (sum(map(bool, map(way.fullmatch, names))) for way in (block, shortcut))
-    shown = {
+    blocks, shortcuts = (
+        sum(map(bool, map(pattern.fullmatch, names))) for pattern in (block, shortcut)
+    )
+    detected = {
         "batch_norm": any(name.endswith(("running_mean", "/norm/mean")) for name in names),
         "auxiliary": any(name.startswith(_AUXILIARY) for name in names),
         "shortcut": "A" if not shortcuts else "B" if shortcuts < blocks else "C",
     }
-    known = family.options(variant)
-    options = {name: value for name, value in shown.items() if name in known}
+    defaults = family.options(variant)
+    options = {name: value for name, value in detected.items() if name in defaults}
     for option, values in {} if source is None else source.options.items():
         need = family.needs.get(option)
-        if (len(values) == 1 or option not in _TOLD) and (
-            need is None or need.there(variant, {**known, **options})
+        if (len(values) == 1 or option not in _VISIBLE) and (
+            need is None or need.there(variant, {**defaults, **options})
         ):
             options[option] = values[0]
     return options
 
 
-def _check_options(network: Network, naming: str, wanted: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raises ArchitectureError, with what it should be, for every option of another value."""
+def _check_options(network: Network, naming: str, allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises ArchitectureError, with the allowed values, where options have others."""
     idle = registry.idle(network.name, dict(network.options))
     wrong = {
         option: value
         for option, value in network.options
-        if option in wanted and option not in idle and value not in wanted[option]
+        if option in allowed and option not in idle and value not in allowed[option]
     }
     if wrong:
         created = ", ".join(f"{option}={value!r}" for option, value in wrong.items())
-        needed = [f"{option}={' or '.join(map(repr, wanted[option]))}" for option in wrong]
+        needed = [f"{option}={' or '.join(map(repr, allowed[option]))}" for option in wrong]
         raise ArchitectureError(
             f"{network.name} with {created} is not what {naming} has: these weights need "
             f"{', '.join(needed)}."
         )
 
 
-def _check_names(whose: str, arrays: Tensors, known: Mapping[str, _Tensor]) -> None:
-    """Raises WeightsError, with all that is wrong, unless names and shapes are the known ones."""
-    missing = [name for name in known if name not in arrays]
-    strange = [name for name in arrays if name not in known]
+def _check_names(whose: str, arrays: Tensors, expected: Mapping[str, _Tensor]) -> None:
+    """Raises WeightsError, with all problems, unless names and shapes are the expected ones."""
+    missing = [name for name in expected if name not in arrays]
+    unexpected = [name for name in arrays if name not in expected]
     misshapen = [
         f"{name} is {arrays[name].shape}, not {tensor.shape}"
-        for name, tensor in known.items()
+        for name, tensor in expected.items()
         if name in arrays and arrays[name].shape != tensor.shape
     ]
     hints = []
-    for name in strange[:_SHOWN]:
-        near = get_close_matches(name, missing, n=1) or get_close_matches(name, known, n=1)
+    for name in unexpected[:_SHOWN]:
+        near = get_close_matches(name, missing, n=1) or get_close_matches(name, expected, n=1)
         hints.append(f"{name} (near {near[0]})" if near else name)
     kinds = {
         "missing": (len(missing), missing),
-        "unknown": (len(strange), hints),
+        "unknown": (len(unexpected), hints),
         "of another shape": (len(misshapen), misshapen),
     }
     wrong = [f"{n} {kind}: {some(names, n)}" for kind, (n, names) in kinds.items() if n]
@@ -528,7 +541,7 @@ def some(names: list[str], count: int | None = None) -> str:
 
 
 def _float32(name: str, values: np.ndarray) -> np.ndarray:
-    """The same values. Raises WeightsError unless they are finite and of floating point."""
+    """The values as float32. Raises WeightsError unless they are finite and of floating point."""
     if values.dtype.kind != "f" or values.dtype.itemsize > 8:
         raise WeightsError(f"{name} is {values.dtype.name}, not float16, float32 or float64.")
     if not np.isfinite(values).all():

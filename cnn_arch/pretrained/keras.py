@@ -1,4 +1,4 @@
-"""What Keras's networks have otherwise than those here, besides names.
+"""Converts the values of Keras's networks where more than names and layouts differ.
 
 Its residual networks have biases in the convolutions before batch normalisation, and another
 epsilon there. Both go into the statistics: with a bias b, mean m, variance v and epsilon e,
@@ -23,7 +23,7 @@ _FIRST = {"block1_conv1", "conv1_conv", "res2a_branch2a"}  # layers near the ima
 
 
 def biases(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the biases that Keras has more, by the names they would have here."""
+    """Shapes of the biases that only Keras has, by the names that they would have here."""
     return {
         name.removesuffix(_MEAN) + _BIAS: shape
         for name, shape in shapes.items()
@@ -32,12 +32,12 @@ def biases(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
 
 
 def place(name: str) -> str:
-    """The network's value that a value goes into."""
+    """The name of the network's value that a value is folded into."""
     return name.removesuffix(_BIAS) + _MEAN if name.endswith(_BIAS) else name
 
 
 def fold(network: Network, values: Values, epsilon: float) -> dict[str, np.ndarray]:
-    """The values without the biases, of the same network with the epsilon of here.
+    """The values of the same network without biases and with the epsilon of here.
 
     Raises WeightsError where a bias and a mean are further apart than float32 reaches.
     """
@@ -60,7 +60,7 @@ def fold(network: Network, values: Values, epsilon: float) -> dict[str, np.ndarr
 def unfold(network: Network, values: Values, epsilon: float) -> dict[str, np.ndarray]:
     """The inverse of `fold`, with biases of zero.
 
-    A variance comes out below zero where it is less than the two epsilons are apart.
+    A variance that is smaller than the difference of the epsilons becomes negative.
     """
     unfolded = dict(values)
     for name, value in values.items():
@@ -73,13 +73,13 @@ def unfold(network: Network, values: Values, epsilon: float) -> dict[str, np.nda
 
 
 def _epsilon(network: Network, name: str) -> float:
-    """Of the normalisation that has this value."""
+    """The epsilon of the normalisation that has this value."""
     norm = reduce(getattr, name.split("/")[:-1], network)
     return float(norm.epsilon)  # type: ignore[attr-defined]
 
 
 def named_as_today(tensors: Values) -> dict[str, np.ndarray]:
-    """With the last layer's name of today.
+    """The tensors with today's name of the last layer.
 
     ResNet50, 101 and 152 had `probs` up to keras_applications 1.0.8 (resnet_common.py).
     """
@@ -92,7 +92,7 @@ def named_as_today(tensors: Values) -> dict[str, np.ndarray]:
 
 
 def are_of_keras(names: Iterable[str]) -> bool:
-    """Whether these names can only be of Keras's, though maybe not of networks known here."""
+    """Whether only Keras has such names, though maybe of networks that are unknown here."""
     parts = [name.split("/") for name in names]
     return all(len(part) == 2 and part[1] in VARIABLES for part in parts) and any(
         layer in _FIRST or variable == "gamma" for layer, variable in parts
@@ -100,14 +100,14 @@ def are_of_keras(names: Iterable[str]) -> bool:
 
 
 def why_none_fits(names: Iterable[str]) -> str:
-    """What tensors with names of Keras's are instead, and which networks are known; else ''."""
+    """Why no naming fits tensors of Keras, with the networks that are known; '' for others."""
     names = list(names)
     if not are_of_keras(names):
         return ""
     layers = {name.partition("/")[0] for name in names}
-    what = ""
+    reason = ""
     if "post_bn" in layers:
-        what = "they are of a ResNet V2, which is another network than ResNet; "
+        reason = "they are of a ResNet V2, which is another network than ResNet; "
     elif layers & _FIRST and not layers & {"predictions", "fc1000"}:
-        what = "they lack the last layer (include_top=False); "
-    return f"{what}of Keras's networks {NETWORKS} are known"
+        reason = "they lack the last layer (include_top=False); "
+    return f"{reason}of Keras's networks {NETWORKS} are known"

@@ -1,4 +1,4 @@
-"""Names of tensors as files have them, on the way to those of a naming."""
+"""Turns the names of tensors in a file into those of a naming."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -9,99 +9,99 @@ import numpy as np
 from cnn_arch import pretrained, registry
 from cnn_arch.errors import ArchitectureError, WeightsError
 
-# What a network is wrapped in: DataParallel and averages, torch.compile, and modules of users.
+# Prefixes of wrapped networks: DataParallel and averages, torch.compile, and modules of users.
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")
 # PyTorch's ImageNet example wraps only the convolutions of AlexNet and VGG.
 WRAPPED_FEATURES = "features.module."
-AVERAGED = "n_averaged"  # how many were averaged, which torch's AveragedModel keeps beside `module`
+AVERAGED = "n_averaged"  # the count that torch's AveragedModel keeps beside `module`
 Rule = tuple[str, str]
 
 
 def unwrapped(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors without the wrappers that all of their names begin with, or those in features."""
-    found = dict(tensors)
+    """The tensors without wrappers that all names, or all names of `features.`, begin with."""
+    inner = dict(tensors)
     while wrapper := next(
         (
             w
             for w in WRAPPERS
-            if found and all(name.startswith(w) for name in found.keys() - {AVERAGED})
+            if inner and all(name.startswith(w) for name in inner.keys() - {AVERAGED})
         ),
         None,
     ):
-        found.pop(AVERAGED, None)
-        found = {name.removeprefix(wrapper): values for name, values in found.items()}
-    features = [name for name in found if name.startswith("features.")]
+        inner.pop(AVERAGED, None)
+        inner = {name.removeprefix(wrapper): values for name, values in inner.items()}
+    features = [name for name in inner if name.startswith("features.")]
     if not all(name.startswith(WRAPPED_FEATURES) for name in features):
-        return found
-    return {name.replace(WRAPPED_FEATURES, "features.", 1): x for name, x in found.items()}
+        return inner
+    return {name.replace(WRAPPED_FEATURES, "features.", 1): x for name, x in inner.items()}
 
 
-def rules(given: Sequence[str]) -> list[Rule]:
-    """Rules as the command line has them: FROM=TO, or files with one a line.
+def rules(texts: Sequence[str]) -> list[Rule]:
+    """Parses rules as on the command line: FROM=TO, or files with one a line.
 
-    Empty lines of a file, and lines that begin with #, are left out. Raises WeightsError where a
-    file can't be read, or a rule is none: both sides have a `*`, or neither.
+    Empty lines of a file, and lines that begin with #, are left out. Raises WeightsError for a file
+    that can't be read, and for a text that is no rule: both sides have a `*`, or neither.
     """
-    found = []
-    for words in given:
-        lines, where = [words], "--map"
-        if "=" not in words:
-            where = words
+    parsed = []
+    for text in texts:
+        lines, where = [text], "--map"
+        if "=" not in text:
+            where = text
             try:
-                lines = Path(words).read_text(encoding="utf-8").splitlines()
+                lines = Path(text).read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                raise WeightsError(f"--map {words} is no FROM=TO, and no file: {error}.") from error
+                raise WeightsError(f"--map {text} is no FROM=TO, and no file: {error}.") from error
         for line in lines:
             if not line.strip() or line.startswith("#"):
                 continue
-            name, equals, wanted = (part.strip() for part in line.partition("="))
-            stars = name.count("*"), wanted.count("*")
+            name, equals, target = (part.strip() for part in line.partition("="))
+            stars = name.count("*"), target.count("*")
             if not equals or not name or stars not in ((0, 0), (1, 1), (1, 0)):
                 raise WeightsError(
                     f"{where}: {line!r} is no rule; expected FROM=TO, with one * on both sides or "
                     "on neither, or FROM= to leave a tensor out."
                 )
-            if stars == (1, 0) and wanted:
+            if stars == (1, 0) and target:
                 raise WeightsError(f"{where}: {line!r} would give many tensors one name.")
-            found.append((name, wanted))
-    return found
+            parsed.append((name, target))
+    return parsed
 
 
-def renamed(tensors: Mapping[str, np.ndarray], given: Sequence[Rule]) -> dict[str, np.ndarray]:
-    """The tensors by other names, each by the first rule that it matches, if any.
+def renamed(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """The tensors by new names, each by the first rule that its name matches, if any.
 
-    A rule is (from, to); a `*` stands for any text. A tensor that is to have no name is left out.
-    Raises WeightsError where a rule matches nothing, or two tensors would have one name.
+    A rule is (from, to); a `*` stands for any text. With an empty `to` a tensor is left out. Raises
+    WeightsError where a rule matches nothing, or two tensors would have one name.
     """
-    found: dict[str, np.ndarray] = {}
-    idle = dict.fromkeys(given)
+    by_name: dict[str, np.ndarray] = {}
+    idle = dict.fromkeys(rules)
     for name, values in tensors.items():
-        wanted = name
-        for rule in given:
-            begins, star, ends = rule[0].partition("*")
+        new_name = name
+        for rule in rules:
+            prefix, star, suffix = rule[0].partition("*")
             if name == rule[0] or (
                 star
-                and name.startswith(begins)
-                and name.endswith(ends)
-                and len(name) >= len(begins) + len(ends)
+                and name.startswith(prefix)
+                and name.endswith(suffix)
+                and len(name) >= len(prefix) + len(suffix)
             ):
-                middle = name[len(begins) : len(name) - len(ends)] if star else ""
-                wanted = rule[1].replace("*", middle)
+                middle = name[len(prefix) : len(name) - len(suffix)] if star else ""
+                new_name = rule[1].replace("*", middle)
                 idle.pop(rule, None)
                 break
-        if wanted in found:
-            raise WeightsError(f"--map: {name} and another tensor would both be {wanted}.")
-        if wanted:
-            found[wanted] = values
-    for name, wanted in idle:
+        if new_name in by_name:
+            raise WeightsError(f"--map: {name} and another tensor would both be {new_name}.")
+        if new_name:
+            by_name[new_name] = values
+    for name, new_name in idle:
         near = get_close_matches(name, tensors, n=1, cutoff=0)
-        raise WeightsError(f"--map {name}={wanted}: no tensor is {name} (near {near[0]}).")
-    return found
+        raise WeightsError(f"--map {name}={new_name}: no tensor is {name} (near {near[0]}).")
+    return by_name
 
 
 def fitting(tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """The architectures whose weights these are, by a naming's names and shapes: all of them."""
-    found = []
+    """All architectures whose weights these can be, by the names and shapes of a naming."""
+    archs = []
     for arch in registry.variants():
         try:
             naming = pretrained.detect(arch, tensors)
@@ -111,5 +111,5 @@ def fitting(tensors: Mapping[str, np.ndarray]) -> list[str]:
             pretrained.load(network, tensors, naming=naming)
         except (ArchitectureError, WeightsError):
             continue
-        found.append(arch)
-    return found
+        archs.append(arch)
+    return archs

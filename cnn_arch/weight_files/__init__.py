@@ -1,14 +1,14 @@
 """Files of named tensors: safetensors, .npz, torch's .pth, Caffe's .caffemodel and Keras's .h5.
 
-Published weights come from strangers, so a file is data here and nothing else. What a file says of
-itself (sizes, offsets, names, types) is checked against the bytes that are there before memory is
-taken for it, and every file that cannot be read ends in a `WeightsError`.
+Published weights come from strangers, so a file is data here and nothing else. Its declared sizes,
+offsets, names and types are checked against its bytes before memory is allocated, and every file
+that cannot be read ends in a `WeightsError`.
 
 The .pth files of torch hold a pickle, which is a small program that can call any function.
 `torch_pickle` interprets it; Python's own unpickler is not used.
 
-Values are never rounded. float16 and bfloat16 come out as float32, which holds all their values;
-float64, the integers and bool come out as they are, in the machine's byte order.
+Values are never rounded. float16 and bfloat16 become float32, which holds all their values;
+float64, the integers and bool keep their types, in the machine's byte order.
 """
 
 import os
@@ -55,7 +55,7 @@ def read(
 ) -> dict[str, np.ndarray]:
     """The tensors of a file, by name and in the file's order, where the format has one.
 
-    The format is told by the content, not by the suffix:
+    The format is detected by the content, not by the suffix:
 
     - safetensors.
     - npz, as `numpy.savez` and `numpy.savez_compressed` write it.
@@ -75,20 +75,20 @@ def read(
       .keras is looked at. It needs the extra `keras`.
 
     Args:
-        which: the weights themselves ('raw') or their average over the training; where it is not
-            given, the average if there is one, as it is what publishers test.
-        on_note: hears which was taken where both are there.
+        which: the weights themselves ('raw') or their average over the training; by default the
+            average if there is one, as publishers test that.
+        on_note: called with which was taken, where the file has both.
 
     Returns: arrays that are C-contiguous, writable and share no memory. float16 and bfloat16 become
-    float32; float64, integers and bool stay what they are.
+    float32; float64, integers and bool keep their types.
 
     Raises WeightsError when the file is missing, damaged, cut short, of another format, holds
     anything but tensors and plain values, holds no tensor, two of one name, or one with a NaN or
     an infinity.
     """
-    what = "a file of weights"
+    description = "a file of weights"
     try:
-        what, reader = _format(path, (which, on_note))
+        description, reader = _format(path, (which, on_note))
         # Libraries warn of odd headers; what counts is whether they accept them.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -100,7 +100,7 @@ def read(
     except (Refused, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__  # a library's has lines
         # The file may have put a name of any length into the reason.
-        raise WeightsError(f"{path} cannot be read as {what}: {reason[:1000]}.") from error
+        raise WeightsError(f"{path} cannot be read as {description}: {reason[:1000]}.") from error
     return tensors
 
 
@@ -140,7 +140,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _format(path: Path, choice: Choice) -> tuple[str, Callable[[Path], dict[str, np.ndarray]]]:
-    """What the file is, by its first bytes, and what reads it."""
+    """(a description of the format, its reader), by the file's first bytes."""
     if path.is_dir():
         raise Refused("it is a directory")
     if not path.exists():
@@ -151,9 +151,9 @@ def _format(path: Path, choice: Choice) -> tuple[str, Callable[[Path], dict[str,
         head = file.read(512)
     if not head:
         raise Refused("it is empty")
-    for what, is_so, way_out in _OTHERS:
+    for kind, is_so, way_out in _OTHERS:
         if is_so(head):
-            raise Refused(f"it is {what}; {way_out}")
+            raise Refused(f"it is {kind}; {way_out}")
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "a zip file (torch's, Keras's or npz)", partial(_read_zip, choice=choice)
     if head.startswith(b"\x80"):
@@ -169,7 +169,7 @@ def _format(path: Path, choice: Choice) -> tuple[str, Callable[[Path], dict[str,
 
 
 _ONE_SET = "it has one set of weights, and does not say that it is an average"
-# What people have in place of weights, by the file's first bytes, and what to do then.
+# Files that people take for weights: (what it is, a test of the first bytes, what to do then).
 _OTHERS: tuple[tuple[str, Callable[[bytes], bool], str], ...] = (
     (
         "a tar file, as the first versions of torch wrote",
@@ -202,9 +202,9 @@ def _read_zip(path: Path, choice: Choice) -> dict[str, np.ndarray]:
         archive = Zip(file, path.stat().st_size)
         # torch puts everything into one folder, whose name is the file's when it was saved.
         parts = [name.partition("/") for name in archive.entries]
-        for what, entry, way_out in _PROGRAMS:
+        for kind, entry, way_out in _PROGRAMS:
             if any(entry in (first, rest) for first, _, rest in parts):
-                raise Refused(f"it is {what}, a program; {way_out}")
+                raise Refused(f"it is {kind}, a program; {way_out}")
         pickles = [n for n in archive.entries if n.count("/") == 1 and n.endswith("/data.pkl")]
         if len(pickles) == 1:
             return read_torch_zip(archive, pickles[0].removesuffix("data.pkl"), choice)
@@ -215,7 +215,7 @@ def _read_zip(path: Path, choice: Choice) -> dict[str, np.ndarray]:
         return read_npz(archive)
 
 
-# Zip files of torch that hold a program, by an entry of each, and how weights are had of them.
+# Zip files of torch that hold a program: (what it is, an entry of it, how to get its weights).
 _PROGRAMS = (
     (
         "TorchScript",

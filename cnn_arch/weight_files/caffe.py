@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from cnn_arch.weight_files.values import MIB, Refused, refusing, whole
+from cnn_arch.weight_files.values import MIB, Refused, contiguous, refusing
 
 _INT, _INT64, _BYTES = (
     descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
@@ -47,15 +47,15 @@ def _net_parameter() -> Any:
     """The message class of a caffemodel, built from `_CAFFE_PROTO`."""
     file = descriptor_pb2.FileDescriptorProto(name="weights.proto", package="weights")
     for message, fields in _CAFFE_PROTO.items():
-        built = file.message_type.add(name=message)
+        descriptor = file.message_type.add(name=message)
         for name, (number, kind, label) in fields.items():
-            described = built.field.add(name=name, number=number, label=label)
+            field = descriptor.field.add(name=name, number=number, label=label)
             if isinstance(kind, str):
-                described.type = descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE
-                described.type_name = f".weights.{kind}"
+                field.type = descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE
+                field.type_name = f".weights.{kind}"
             else:
-                described.type = kind
-                described.options.packed = kind == _INT64
+                field.type = kind
+                field.options.packed = kind == _INT64
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("weights.NetParameter"))
@@ -88,8 +88,8 @@ def _blob(name: str, blob: Any) -> np.ndarray:
     else:
         shape = list(blob.shape.dim)
     if blob.double_data:
-        return whole(name, b"".join(blob.double_data), "float64", shape)
-    return whole(name, b"".join(blob.data), "float32", shape)
+        return contiguous(name, b"".join(blob.double_data), "float64", shape)
+    return contiguous(name, b"".join(blob.data), "float32", shape)
 
 
 def write_caffemodel(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
@@ -100,14 +100,14 @@ def write_caffemodel(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
         blobs.setdefault(name.rpartition(".")[0], []).append(name)
     net = _net_parameter()()
     for layer, names in blobs.items():
-        wanted = [f"{layer}.{index}" for index in range(len(names))]
-        if not layer or sorted(names) != sorted(wanted):
+        expected = [f"{layer}.{index}" for index in range(len(names))]
+        if not layer or sorted(names) != sorted(expected):
             raise Refused(
                 f"the tensors of a caffemodel's layer are named <layer>.0, <layer>.1 and so on, "
                 f"not {', '.join(map(repr, names))}"
             )
         message = net.layer.add(name=layer.encode())
-        for name in wanted:
+        for name in expected:
             tensor = tensors[name]
             if tensor.dtype.name not in ("float32", "float64"):
                 raise Refused(f"tensor {name!r} is {tensor.dtype.name}, not float32 or float64")

@@ -1,14 +1,14 @@
 """Reads and writes HDF5 files of weights, in the two layouts of Keras.
 
-The older one is of Keras 1 and 2, and of Keras 3 for other names than `.weights.h5`: a group for
-each layer, and attributes that list the layers and their weights in order. The newer one is of
-Keras 3 for `.weights.h5`, and for the file inside a `.keras`: groups
-`layers/<class>_<number>/vars`, with the layer's own name in an attribute since Keras 3.6.
+Keras 1 and 2 write the older one, as does Keras 3 for other names than `.weights.h5`: a group for
+each layer, and attributes that list the layers and their weights in order. Keras 3 writes the newer
+one for `.weights.h5`, and for the file inside a `.keras`: groups `layers/<class>_<number>/vars`,
+with the layer's own name in an attribute since Keras 3.6.
 
 Tensors are named `<layer>/<variable>` here, with Keras's own names for the variables.
 
-HDF5's library is trusted with the bytes of the file, and with nothing else: what could lead out of
-the file or blow up in memory is refused before values are read.
+HDF5's library is trusted with the bytes of the file, and with nothing else: whatever could lead out
+of the file or blow up in memory is refused before values are read.
 """
 
 import io
@@ -65,25 +65,25 @@ def _read(file: Path | BinaryIO, data: bytes | mmap.mmap) -> dict[str, np.ndarra
         if root.id.get_create_plist().get_sizes() != (8, 8):
             raise Refused("its addresses are not of 8 bytes, as Keras's are")
         reader = _Reader(h5py)
-        found = reader.datasets(root)
-        sizes = [reader.sizes(*item) for item in found.items()]
+        datasets = reader.datasets(root)
+        sizes = [reader.sizes(*item) for item in datasets.items()]
         check_expansion(size, sum(declared for declared, _ in sizes))
         if sum(stored for _, stored in sizes) > size:
             raise Refused("its tensors have more bytes than the file")
         return {
             name: widened(np.asarray(dataset[()]), dataset.dtype.name)
-            for name, dataset in found.items()
+            for name, dataset in datasets.items()
         }
 
 
 def write_hdf5(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
-    """In the older layout, as Keras 3 writes it; Keras assigns the values in the tensors' order."""
+    """Writes the older layout as Keras 3 does. Keras assigns values in the order of the tensors."""
     h5py = _h5py()
     layers: dict[str, list[str]] = {}
     for name, tensor in tensors.items():
         layer, _, variable = name.rpartition("/")
-        odd = not name.isprintable() or set(name.split("/")) & {"", "."}
-        if not layer or variable not in VARIABLES or odd:
+        is_odd = not name.isprintable() or set(name.split("/")) & {"", "."}
+        if not layer or variable not in VARIABLES or is_odd:
             raise Refused(
                 f"the tensors of a Keras file are named <layer>/<variable>, with one of "
                 f"{', '.join(VARIABLES)}, not {name!r} (the naming keras has them so)"
@@ -91,8 +91,8 @@ def write_hdf5(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
         if tensor.dtype.kind != "f":
             raise Refused(f"tensor {name!r} is {tensor.dtype.name}, not float16, 32 or 64")
         layers.setdefault(layer, []).append(name)
-    made = io.BytesIO()
-    with refusing("HDF5 does not take it"), h5py.File(made, "w") as root:
+    buffer = io.BytesIO()
+    with refusing("HDF5 does not take it"), h5py.File(buffer, "w") as root:
         # Keras 2 takes a file that does not say its version for one of Keras 1.
         root.attrs.update(backend=b"tensorflow", keras_version=b"3.0.0")
         _set_texts(root, "layer_names", list(layers))
@@ -101,15 +101,15 @@ def write_hdf5(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
             _set_texts(group, "weight_names", names)
             for name in names:
                 group.create_dataset(name, data=tensors[name], track_times=False)
-    file.write(made.getbuffer())
+    file.write(buffer.getbuffer())
 
 
-def _set_texts(place: Any, name: str, texts: list[str]) -> None:
-    """An attribute of many texts; as Keras does, several where one would be too large for HDF5."""
+def _set_texts(owner: Any, name: str, texts: list[str]) -> None:
+    """Sets an attribute of many texts; as in Keras, several where one is too large for HDF5."""
     values = np.array([text.encode() for text in texts])
     parts = -(-values.nbytes // 60_000)
     for number, part in enumerate(np.array_split(values, parts)):
-        place.attrs[name if parts == 1 else f"{name}{number}"] = part
+        owner.attrs[name if parts == 1 else f"{name}{number}"] = part
 
 
 def _h5py() -> Any:
@@ -121,38 +121,38 @@ def _h5py() -> Any:
 
 
 class _Reader:
-    """Goes through one file. Everything in it has one name, so that nothing leads into a circle."""
+    """Goes through one file. Objects with two names are refused, so nothing goes in circles."""
 
     def __init__(self, h5py: Any) -> None:
         self.h5py = h5py
-        self.seen: set[Any] = set()
+        self.visited: set[Any] = set()
 
     def datasets(self, root: Any) -> dict[str, Any]:
-        """All weights by `<layer>/<variable>`; none is read yet."""
+        """All weights by `<layer>/<variable>`; their values are not read yet."""
         top = self._names(root)
         if _LISTED[0] in root.attrs or f"{_LISTED[0]}0" in root.attrs:
             pairs = self._listed(self._inside(root))
         elif "model_weights" in top:
-            pairs = self._listed(self._inside(self._one(root, "model_weights")))
+            pairs = self._listed(self._inside(self._child(root, "model_weights")))
         elif layers := [name for name in _SAVED if name in top]:
-            pairs = self._saved(self._inside(self._one(root, layers[0])), "")
+            pairs = self._saved(self._inside(self._child(root, layers[0])), "")
         else:
-            what = ", ".join(map(repr, top[:10])) or "nothing"
+            names = ", ".join(map(repr, top[:10])) or "nothing"
             raise Refused(
-                f"it has {what} at its top, which is not how Keras saves weights; of Keras's "
+                f"it has {names} at its top, which is not how Keras saves weights; of Keras's "
                 f"networks {NETWORKS} are known"
             )
-        found: dict[str, Any] = {}
+        datasets: dict[str, Any] = {}
         for name, dataset in pairs:
             if not name.isprintable() or len(name) > _LONGEST_NAME:
                 raise Refused(f"a tensor's name is too long, or no text: {name[:_SHOWN]!r}")
-            if name in found:
+            if name in datasets:
                 raise Refused(f"it has two tensors named {name!r}")
-            found[name] = dataset
-        return found
+            datasets[name] = dataset
+        return datasets
 
     def _listed(self, inside: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Of the older layout, whose layers are the groups that have a list of weights."""
+        """Weights of the older layout, whose layers are the groups with a list of weights."""
         for key, group in inside.items():
             layer, below = prefix + key, self._inside(group)
             if _LISTED[1] not in group.attrs and f"{_LISTED[1]}0" not in group.attrs:
@@ -164,9 +164,9 @@ class _Reader:
                 # Keras 1 had other names, and Keras goes by the order. A network in a layer keeps
                 # its layers' names.
                 names = list(weights)
-                listed = [x.removesuffix(":0") for x in self._texts(group, _LISTED[1])]
-                if set(listed) == set(names) and (known := _in_order(map(weights.get, listed))):
-                    weights, names = {name: weights[name] for name in listed}, list(known)
+                order = [x.removesuffix(":0") for x in self._texts(group, _LISTED[1])]
+                if set(order) == set(names) and (variables := _in_order(map(weights.get, order))):
+                    weights, names = {name: weights[name] for name in order}, list(variables)
             yield from zip([f"{layer}/{name}" for name in names], weights.values(), strict=True)
 
     def _weights(self, inside: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -178,7 +178,7 @@ class _Reader:
                 yield from self._weights(self._inside(part), f"{prefix}{key}/")
 
     def _saved(self, inside: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        """Of the newer layout; inside: layers."""
+        """Weights of the newer layout. inside: its layers."""
         for key, group in inside.items():
             below = self._inside(group)
             values = below.pop("vars", None)
@@ -186,66 +186,66 @@ class _Reader:
             if values is not None:
                 name = self._name(values) or key
                 weights = self._inside(values)
-                numbers = [str(place) for place in range(len(weights))]
+                numbers = [str(i) for i in range(len(weights))]
                 if weights.keys() != set(numbers):
                     raise Refused(f"the weights of its layer {name[:_SHOWN]!r} have gaps")
-                known = _in_order(weights[number] for number in numbers) or numbers
-                for number, variable in zip(numbers, known, strict=True):
+                variables = _in_order(weights[number] for number in numbers) or numbers
+                for number, variable in zip(numbers, variables, strict=True):
                     yield f"{prefix}{name}/{variable}", weights[number]
             yield from self._saved(below, prefix if key == "layers" else f"{prefix}{name}/")
 
     def _inside(self, group: Any) -> dict[str, Any]:
         if not isinstance(group, self.h5py.Group):
             raise Refused(f"{str(group.name)[:_SHOWN]!r} in it is no group")
-        return {name: self._one(group, name) for name in self._names(group)}
+        return {name: self._child(group, name) for name in self._names(group)}
 
     def _names(self, group: Any) -> list[str]:
-        """The names in a group. HDF5 tells them for ever where a damaged list goes round."""
+        """The names in a group. Refuses a damaged list that leads HDF5 in circles."""
         names: dict[bytes, None] = {}
-        twice: list[bytes] = []
+        repeated: list[bytes] = []
 
         def take(name: bytes) -> bool | None:  # anything but None ends the iteration
             if name in names:
-                twice.append(name)
+                repeated.append(name)
                 return True
             return names.setdefault(name)
 
         group.id.links.iterate(take)
-        if twice:
+        if repeated:
             raise Refused("the names in it go round")
         return [name.decode() for name in names]
 
-    def _one(self, group: Any, name: str) -> Any:
-        """What has this name in a group; not through a link, which could lead anywhere."""
+    def _child(self, group: Any, name: str) -> Any:
+        """The object with this name in a group. Refuses links, which could lead anywhere."""
         if group.id.links.get_info(name.encode()).type != self.h5py.h5l.TYPE_HARD:
             raise Refused(f"{name[:_SHOWN]!r} in it is a link, which is not followed")
-        found = group[name]
-        if found in self.seen:
+        child = group[name]
+        if child in self.visited:
             raise Refused(f"{name[:_SHOWN]!r} in it has two names")
-        self.seen.add(found)
-        return found
+        self.visited.add(child)
+        return child
 
-    def _texts(self, place: Any, name: str) -> list[str]:
-        """The texts of an attribute, or of all its parts; none where they are of any length."""
-        found: list[str] = []
-        parts = [name] if name in place.attrs else [f"{name}{n}" for n in range(len(place.attrs))]
+    def _texts(self, owner: Any, name: str) -> list[str]:
+        """The texts of an attribute or of all its parts; none where their length is not fixed."""
+        texts: list[str] = []
+        parts = [name] if name in owner.attrs else [f"{name}{n}" for n in range(len(owner.attrs))]
         for part in parts:
-            if part not in place.attrs:
+            if part not in owner.attrs:
                 break
-            about = place.attrs.get_id(part)
-            if about.dtype.kind != "S" or about.shape is None or about.get_storage_size() > MIB:
+            attr = owner.attrs.get_id(part)
+            if attr.dtype.kind != "S" or attr.shape is None or attr.get_storage_size() > MIB:
                 return []
-            found += [x.decode() for x in np.ravel(place.attrs[part]).tolist()]
-        return found
+            texts += [x.decode() for x in np.ravel(owner.attrs[part]).tolist()]
+        return texts
 
-    def _name(self, place: Any) -> str:
+    def _name(self, owner: Any) -> str:
         """The name of a layer; '' where Keras kept none."""
-        if "name" not in place.attrs:
+        if "name" not in owner.attrs:
             return ""
-        about = place.attrs.get_id("name")
-        if about.shape != () or self.h5py.check_string_dtype(about.dtype) is None:
+        attr = owner.attrs.get_id("name")
+        if attr.shape != () or self.h5py.check_string_dtype(attr.dtype) is None:
             raise Refused("the name of a layer in it is no text")
-        name = place.attrs["name"]
+        name = owner.attrs["name"]
         return name.decode() if isinstance(name, bytes) else str(name)
 
     def sizes(self, name: str, dataset: Any) -> tuple[int, int]:
@@ -274,7 +274,7 @@ class _Reader:
             self.h5py.h5d.CHUNKED,
         ):
             raise Refused(f"the values of tensor {name!r} are in other files")
-        filters = [plan.get_filter(place)[0] for place in range(plan.get_nfilters())]
+        filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
         if filters != [x for x in (_SHUFFLE, _DEFLATE, _FLETCHER32) if x in filters]:
             raise Refused(f"tensor {name!r} is packed otherwise than by gzip")
         declared = math.prod(dataset.shape) * dtype.itemsize
@@ -292,7 +292,7 @@ class _Reader:
 
 
 def _in_order(weights: Iterable[Any]) -> tuple[str, ...]:
-    """What Keras's layers call so many weights of such shapes; nothing if there are no such."""
+    """Keras's names for the weights of a layer, by their numbers of dimensions; () if unknown."""
     dimensions = [len(getattr(dataset, "shape", None) or ()) for dataset in weights]
     if dimensions in ([4, 1], [2, 1]):
         return _WEIGHTED
@@ -300,71 +300,71 @@ def _in_order(weights: Iterable[Any]) -> tuple[str, ...]:
 
 
 def _chunks(name: str, dataset: Any) -> list[Any]:
-    """Where the parts of a dataset are, which HDF5 too tells for ever where they go round."""
+    """The chunks of a dataset. Refuses a damaged list that leads HDF5 in circles."""
     chunks: dict[Any, Any] = {}
-    twice: list[Any] = []
+    repeated: list[Any] = []
 
     def take(chunk: Any) -> bool | None:
         if chunk.chunk_offset in chunks:
-            twice.append(chunk)
+            repeated.append(chunk)
             return True
         chunks[chunk.chunk_offset] = chunk
         return None
 
     dataset.id.chunk_iter(take)
-    if twice:
+    if repeated:
         raise Refused(f"the parts of tensor {name!r} go round")
     return list(chunks.values())
 
 
 def _check_chunks(name: str, dataset: Any, chunks: list[Any], deflate: int, size: int) -> None:
-    """Refuses chunks that unpack to more than `size` bytes, which HDF5 would do to the end."""
+    """Refuses chunks that unpack to more than `size` bytes; HDF5 would unpack them all."""
     for chunk in chunks:
         if chunk.filter_mask >> deflate & 1:  # stored as it is
             continue
         packed = dataset.id.read_direct_chunk(chunk.chunk_offset)[1]
         unpacking = zlib.decompressobj()
-        left = size + 1
-        while packed and left > 0:  # in pieces, as only their length matters
-            left -= len(unpacking.decompress(packed, min(left, MIB)))
+        remaining = size + 1
+        while packed and remaining > 0:  # in pieces, as only their length matters
+            remaining -= len(unpacking.decompress(packed, min(remaining, MIB)))
             packed = unpacking.unconsumed_tail
-        if left <= 0:
+        if remaining <= 0:
             raise Refused(f"tensor {name!r} would unpack to more than its shape has")
 
 
 def _check_heaps(data: bytes | mmap.mmap) -> None:
-    """Refuses heaps, where HDF5 keeps names and texts, in which its library would go round.
+    """Refuses heaps, where HDF5 keeps names and texts, that would lead its library in circles.
 
-    What HDF5 itself refuses passes, and so do values of tensors that look like heaps.
+    Heaps that HDF5 itself refuses pass, and so do values of tensors that look like heaps.
     """
-    left = len(data) // 16 + 1  # as many parts as fit into the file
+    remaining = len(data) // 16 + 1  # as many parts as fit into the file
     for start in _places(data, b"GCOL\x01"):  # texts: an index, and a size, of each
-        place, end = start + 16, start + _number(data, start + 8)
-        while end <= len(data) and end - place >= 16:
-            length = _number(data, place + 8)
-            if data[place : place + 2] != b"\0\0":  # what is free counts its own head
+        offset, end = start + 16, start + _number(data, start + 8)
+        while end <= len(data) and end - offset >= 16:
+            length = _number(data, offset + 8)
+            if data[offset : offset + 2] != b"\0\0":  # what is free counts its own head
                 length = (16 + -(-length // 8) * 8) % (1 << 64)
-            left -= 1
-            if not 16 <= length < 1 << 63 or left < 0:
+            remaining -= 1
+            if not 16 <= length < 1 << 63 or remaining < 0:
                 raise Refused("its texts are damaged")
-            place += length
+            offset += length
     for start in _places(data, b"HEAP\0"):  # names: what is free is a chain of places
         size, free, begin = (_number(data, start + at) for at in (8, 16, 24))
-        seen = set()
+        visited = set()
         while free != 1 and free + 16 <= size and begin + free + 16 <= len(data):
-            left -= 1
-            if free in seen or left < 0:
+            remaining -= 1
+            if free in visited or remaining < 0:
                 raise Refused("its names are damaged")
-            seen.add(free)
+            visited.add(free)
             free = _number(data, begin + free)
 
 
 def _places(data: bytes | mmap.mmap, mark: bytes) -> Iterator[int]:
-    place = data.find(mark)
-    while place >= 0:
-        yield place
-        place = data.find(mark, place + 1)
+    offset = data.find(mark)
+    while offset >= 0:
+        yield offset
+        offset = data.find(mark, offset + 1)
 
 
-def _number(data: bytes | mmap.mmap, place: int) -> int:
-    return int.from_bytes(data[place : place + 8], "little")
+def _number(data: bytes | mmap.mmap, offset: int) -> int:
+    return int.from_bytes(data[offset : offset + 8], "little")

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from cnn_arch.weight_files.values import Refused, refusing, whole
+from cnn_arch.weight_files.values import Refused, contiguous, refusing
 
 _SAFETENSORS_TYPES = {
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
@@ -33,7 +33,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         dtype = _SAFETENSORS_TYPES.get(entry["dtype"])
         if dtype is None:
             raise Refused(f"tensor {name!r} has the type {entry['dtype']}, which is not read")
-        tensors[name] = whole(name, entry["data"], dtype, entry["shape"])
+        tensors[name] = contiguous(name, entry["data"], dtype, entry["shape"])
     return tensors
 
 

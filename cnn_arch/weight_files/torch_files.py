@@ -13,13 +13,13 @@ from cnn_arch.weight_files.archives import Zip
 from cnn_arch.weight_files.torch_pickle import STORAGES, Storage, Tensor, interpret, kind
 from cnn_arch.weight_files.values import MIB, Refused, check_shape, row_major, view
 
-# Under which training scripts keep a state dict, and the average of its weights over the training.
+# Keys of training scripts for a state dict, and for the average of its weights over the training.
 RAW = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
 Which = Literal["raw", "average"]
 
-# Tensors that share a storage are read apart, and a few bytes can be shared a million times. Tied
-# weights and float16 come nowhere near.
+# The largest ratio of the tensors' bytes to the file's. Tensors that share a storage are copied,
+# and a few bytes can be shared a million times. Tied weights and float16 come nowhere near.
 _MOST_SHARING = 4
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -28,7 +28,7 @@ _LEGACY_VERSION = 1001
 _BYTE = {opcode.name: opcode.code.encode("latin-1") for opcode in pickletools.opcodes}
 
 
-Choice = tuple[Which | None, Callable[[str], None]]  # what is wished, and what hears of a choice
+Choice = tuple[Which | None, Callable[[str], None]]  # `which` and `on_note` of `read`
 
 
 def read_torch_zip(archive: Zip, folder: str, choice: Choice) -> dict[str, np.ndarray]:
@@ -74,41 +74,41 @@ def read_torch_legacy(path: Path, choice: Choice) -> dict[str, np.ndarray]:
     machine = interpret(data, version.end)
     pickled = interpret(data, machine.end)
     keys = interpret(data, pickled.end)
-    begins = _legacy_storages(data, keys.end, keys.value, pickled.storages)
+    offsets = _legacy_storages(data, keys.end, keys.value, pickled.storages)
 
     def bytes_of(storage: Storage) -> bytes:
-        if storage.key not in begins:
+        if storage.key not in offsets:
             raise Refused(f"it has no storage {storage.key!r}")
-        return data[begins[storage.key] : begins[storage.key] + storage.nbytes]
+        return data[offsets[storage.key] : offsets[storage.key] + storage.nbytes]
 
     return _tensors(_state_dict(pickled.value, choice), bytes_of, "<", len(data))
 
 
 def _legacy_storages(
-    data: bytes, at: int, keys: object, storages: Mapping[str, Storage]
+    data: bytes, offset: int, keys: object, storages: Mapping[str, Storage]
 ) -> dict[str, int]:
-    """Where each storage's bytes begin: they follow in the order of `keys`, each after its size."""
+    """The offset of each storage's bytes: they follow in the order of `keys`, after their sizes."""
     if not isinstance(keys, list):
         raise Refused("its list of storages is not a list")
-    begins: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     for key in keys:
-        if not isinstance(key, str) or key in begins or key not in storages:
+        if not isinstance(key, str) or key in offsets or key not in storages:
             raise Refused("its list of storages is not the list of those its tensors use")
-        if at + 8 > len(data):
+        if offset + 8 > len(data):
             raise Refused(f"it ends before storage {key!r}")
-        (numel,) = struct.unpack_from("<q", data, at)
+        (numel,) = struct.unpack_from("<q", data, offset)
         if numel != storages[key].numel:
             raise Refused(
                 f"its storage {key!r} has {numel} elements in one place and "
                 f"{storages[key].numel} in another"
             )
-        begins[key] = at + 8
-        at += 8 + storages[key].nbytes
-        if at > len(data):
-            raise Refused(f"it ends within storage {key!r}: {at - len(data)} bytes are missing")
-    if at != len(data):
-        raise Refused(f"{len(data) - at} bytes follow after its last storage")
-    return begins
+        offsets[key] = offset + 8
+        offset += 8 + storages[key].nbytes
+        if offset > len(data):
+            raise Refused(f"it ends within storage {key!r}: {offset - len(data)} bytes are missing")
+    if offset != len(data):
+        raise Refused(f"{len(data) - offset} bytes follow after its last storage")
+    return offsets
 
 
 def _tensors(
@@ -139,33 +139,33 @@ def _tensors(
 
 
 def _state_dict(root: object, choice: Choice) -> dict[str, Tensor]:
-    """The state dict that is `root`, or the one that is chosen of those that `root` holds."""
+    """`root` itself if it is a state dict, or the chosen one of those that it holds."""
     if not isinstance(root, dict):
         raise Refused(f"it holds a {kind(root)}, not a state dict")
-    wished, on_note = choice
+    which, on_note = choice
     raw, average = (
         next((key for key in keys if isinstance(root.get(key), dict)), None)
         for keys in (RAW, AVERAGES)
     )
-    if wished == "average" and average is None:
+    if which == "average" and average is None:
         raise Refused(
             "it has no average of its weights beside them; --which-weights raw takes them"
         )
-    if wished == "raw" and average and raw is None:
+    if which == "raw" and average and raw is None:
         raise Refused(f"it has only an average of its weights, {average!r}")
-    taken = raw if wished == "raw" else average or raw
+    chosen = raw if which == "raw" else average or raw
     if average and raw:
-        other, means = (average, "average") if taken == raw else (raw, "raw")
-        on_note(f"its {taken!r} was taken, not {other!r} (--which-weights {means} takes that)")
-    found: dict[Any, Any] = root if taken is None else root[taken]
-    for name, value in found.items():
+        unused, means = (average, "average") if chosen == raw else (raw, "raw")
+        on_note(f"its {chosen!r} was taken, not {unused!r} (--which-weights {means} takes that)")
+    state_dict: dict[Any, Any] = root if chosen is None else root[chosen]
+    for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise Refused(f"the entry {name!r} of its state dict is a {kind(value)}, not a tensor")
-    return found
+    return state_dict
 
 
 def write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
-    """torch's zip container, with the entries that its reader asks for."""
+    """Writes torch's zip container, with the entries that torch's reader needs."""
     entries = {"data.pkl": _pickled(tensors), "byteorder": b"little", "version": b"3\n"}
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in entries.items():

@@ -1,4 +1,4 @@
-"""What the pickle of a state dict describes, found without running it.
+"""Reads the pickle of a state dict without running it.
 
 A pickle is a small program that can call any function. It is interpreted here, opcode by opcode, by
 a machine that has only the opcodes a state dict is made of and the names in `_FUNCTIONS`,
@@ -17,7 +17,7 @@ from cnn_arch.weight_files.values import MOST_DIMENSIONS, NO_MEMORY, STORED, Ref
 
 _OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
-# A thousand tensors with their optimizer's take a tenth of this.
+# A thousand tensors with their optimizer's state take a tenth of this.
 _MOST_STEPS = 1 << 20
 
 STORAGES = {
@@ -50,8 +50,8 @@ _FUNCTIONS = frozenset(
         "torch.nn.parameter.Parameter",
     }
 )
-# What training scripts save beside a state dict: options, NumPy's numbers, paths. None of it is
-# needed, so that what a call of these would give is not worked out.
+# Types that training scripts save beside a state dict: options, NumPy's numbers, paths. None of
+# them is needed, so their values are not computed.
 _OF_PYTHON = ("bool", "bytearray", "dict", "float", "frozenset", "int", "list", "set", "str")
 _OF_NUMPY = ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")
 _INERT = frozenset(
@@ -73,11 +73,11 @@ _INERT = frozenset(
 
 @dataclass(frozen=True)
 class Storage:
-    """A stretch of bytes in the file. dtype: of its `numel` elements, uint8 where untyped."""
+    """A range of bytes in the file."""
 
     key: str
-    dtype: str
-    numel: int
+    dtype: str  # of its elements; uint8 where untyped
+    numel: int  # number of elements
 
     @property
     def nbytes(self) -> int:
@@ -101,30 +101,30 @@ class Tensor:
 
 @dataclass(frozen=True)
 class _Global:
-    """A name that stands for something outside of the pickle: it is compared, never looked up."""
+    """A name of something outside of the pickle: it is compared, never looked up."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class _Inert:
-    """What a name of `_INERT` makes, of whatever it was given: nothing is known of it."""
+    """The result of calling a name of `_INERT`, whose value is not computed."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class _Interpreted:
-    """What a pickle gave, where it ends, and the storages its tensors use, by key."""
+    """The result of a pickle."""
 
     value: object
-    end: int
-    storages: dict[str, Storage]
+    end: int  # offset of the byte behind the pickle
+    storages: dict[str, Storage]  # of its tensors, by key
 
 
 @dataclass
 class _Machine:
-    """The state of the pickle machine, and what its opcodes do to it.
+    """The state of the pickle machine, with a method for each kind of opcode.
 
     Everything on the stack is a plain value, a `_Global`, a `Storage` or a `Tensor`. Values are
     never compared, hashed, printed, copied or walked through: a few opcodes nest tuples a million
@@ -138,7 +138,7 @@ class _Machine:
     steps: int = 0
 
     def spend(self, steps: int) -> None:
-        """Counts what is done, so that a short pickle cannot keep the machine busy for years."""
+        """Counts steps, so that a short pickle cannot keep the machine busy for years."""
         self.steps += steps
         if self.steps > _MOST_STEPS:
             raise Refused(f"its pickle takes more than {_MOST_STEPS} steps")
@@ -147,7 +147,7 @@ class _Machine:
         self.stack.append(value)
 
     def pop(self, count: int = 1) -> list[Any]:
-        """The last `count` values, the last one last."""
+        """Removes the last `count` values, and returns them in the order of the stack."""
         if len(self.stack) < count:
             raise Refused("its pickle takes more values than it has made")
         values = self.stack[-count:]
@@ -164,19 +164,19 @@ class _Machine:
         self.stack = []
 
     def pop_mark(self) -> list[Any]:
-        """All values since the last MARK."""
+        """Removes and returns all values since the last MARK."""
         if not self.marks:
             raise Refused("its pickle takes a mark that it has not made")
         values, self.stack = self.stack, self.marks.pop()
         return values
 
-    def put(self, place: int) -> None:
-        self.memo[place] = self.top()
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
 
-    def get(self, place: int) -> None:
-        if place not in self.memo:
+    def get(self, index: int) -> None:
+        if index not in self.memo:
             raise Refused("its pickle recalls a value that it has not stored")
-        self.push(self.memo[place])
+        self.push(self.memo[index])
 
     def append(self, values: list[Any]) -> None:
         target = self.top()
@@ -195,7 +195,7 @@ class _Machine:
         _set_items(target, values)
 
     def name(self, name: str) -> None:
-        if all(name not in known for known in (_FUNCTIONS, _STORAGE_TYPES, _DTYPES, _INERT)):
+        if all(name not in names for names in (_FUNCTIONS, _STORAGE_TYPES, _DTYPES, _INERT)):
             raise Refused(
                 f"its pickle uses {name}, which no state dict needs and which is not run; save "
                 f"only the state dict"
@@ -222,12 +222,12 @@ class _Machine:
                 raise Refused("its pickle calls what is not a function")
 
     def inert(self) -> None:
-        """A value of all since the last MARK that is not needed."""
+        """Replaces all values since the last MARK by one that is not needed."""
         self.pop_mark()
         self.push(_Inert("builtins.frozenset"))
 
     def new(self) -> None:
-        """An object of a class, `cls.__new__(cls, *arguments)`."""
+        """Makes an object of a class, `cls.__new__(cls, *arguments)`."""
         match self.pop(2):
             case [_Global(name), tuple()] if name in _INERT:
                 self.push(_Inert(name))
@@ -241,7 +241,8 @@ class _Machine:
             raise Refused(f"its pickle sets attributes of a {kind(target)}")
 
     def persistent(self) -> None:
-        """A storage: ('storage', type, key, device, elements), and None in the older container."""
+        """Makes a storage of ('storage', type, key, device, elements), in the older container with
+        a None after these."""
         match self.pop()[0]:
             case ("storage", _Global(kind), str(key), str(), int(numel), *rest) if (
                 kind in _STORAGE_TYPES
@@ -256,7 +257,7 @@ class _Machine:
         self.push(storage)
 
 
-# What each opcode that a state dict needs does, given its argument.
+# The effect of each opcode that a state dict needs, by its argument.
 _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda machine, argument: None),
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push),
@@ -302,24 +303,24 @@ def interpret(data: bytes, start: int = 0) -> _Interpreted:
     steps = pickletools.genops(stream)
     while True:
         machine.spend(1)
-        at = stream.tell()
-        if at >= len(data):
+        position = stream.tell()
+        if position >= len(data):
             raise Refused("its pickle is cut short")
         # Before the argument is read: those of other opcodes may be anything.
-        name = _OPCODES.get(data[at], f"0x{data[at]:02x}")
+        name = _OPCODES.get(data[position], f"0x{data[position]:02x}")
         if name not in _OPERATIONS:
             raise Refused(f"its pickle has the opcode {name}, which no state dict needs")
         try:
             _, argument, _ = next(steps)
         except Exception as error:  # see `refusing`, too slow to enter for every opcode
-            raise Refused(f"its pickle is damaged at byte {at}: {error}") from error
+            raise Refused(f"its pickle is damaged at byte {position}: {error}") from error
         _OPERATIONS[name](machine, argument)
         if name == "STOP":
             return _Interpreted(machine.pop()[0], stream.tell(), machine.storages)
 
 
 def _called(name: str, arguments: tuple[Any, ...]) -> object:
-    """What the functions in a state dict's pickle give."""
+    """The result of calling a function that a state dict's pickle needs."""
     match name, arguments:
         case "collections.OrderedDict", ():
             return OrderedDict()

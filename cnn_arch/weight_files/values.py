@@ -1,4 +1,4 @@
-"""What the tensors of every format have in common: types, shapes, finite values, refusals."""
+"""Checks and conversions that all formats share: types, shapes, finite values, refusals."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -29,11 +29,11 @@ _ALWAYS_UNPACKED = 16 * MIB
 
 
 class Refused(Exception):
-    """Why a file's bytes are refused; `read` and `write` add which file it is."""
+    """The reason why a file's bytes are refused; `read` and `write` add the file's name."""
 
 
-def whole(name: str, raw: bytes, dtype: str, shape: Sequence[int]) -> np.ndarray:
-    """The tensor that fills `raw`, little-endian and row after row."""
+def contiguous(name: str, raw: bytes, dtype: str, shape: Sequence[int]) -> np.ndarray:
+    """The tensor whose elements fill `raw`, little-endian and in row-major order."""
     check_shape(name, shape)
     if len(raw) != math.prod(shape) * itemsize(dtype):
         raise Refused(
@@ -70,7 +70,7 @@ def view(
 
 
 def widened(stored: np.ndarray, dtype: str) -> np.ndarray:
-    """A copy of values as stored, in the type they are read as."""
+    """A copy of stored values, in the type that they are read as."""
     if dtype == "bfloat16":
         bits: np.ndarray = stored.astype(np.uint32, order="C")
         bits <<= 16
@@ -88,7 +88,7 @@ def row_major(shape: Sequence[int]) -> list[int]:
 
 
 def check_shape(name: str, shape: Sequence[int]) -> None:
-    """Refuses what NumPy would not take as a shape, of arrays without elements too."""
+    """Refuses shapes that NumPy would not take, also of arrays without elements."""
     if len(shape) > MOST_DIMENSIONS:
         raise Refused(f"tensor {name!r} has {len(shape)} dimensions")
     if any(size < 0 for size in shape) or math.prod(max(s, 1) for s in shape) >= NO_MEMORY:
@@ -122,12 +122,12 @@ def ready(name: str, tensor: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Refuses whatever a library raises on damaged bytes; only calls of libraries go inside."""
+def refusing(problem: str) -> Iterator[None]:
+    """Turns all that a library raises on damaged bytes into `Refused`; only around its calls."""
     try:
         yield
     except Refused:
         raise
     except Exception as error:  # zipfile alone raises ten types, and none promises to stay at them
         reason = str(error) or type(error).__name__
-        raise Refused(f"{what}: {reason.rstrip('.')}") from error
+        raise Refused(f"{problem}: {reason.rstrip('.')}") from error
