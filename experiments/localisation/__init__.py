@@ -1,1 +1,1 @@
-"""Networks whose last layer says a box: what it means, its loss, and how boxes are tested."""
+"""Networks whose last layer says a box: its meaning, its loss, and the tests of boxes."""

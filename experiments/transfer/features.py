@@ -5,7 +5,7 @@ pass's views and, with mirrors, over these. Whole images are shown to the fully 
 network (VGG, section B.1 of arXiv:1409.1556). A pass is two files in the run's folder,
 
     features/LAYER-PASS-SET.npy     (n, d) float32 or float16, which can be mapped into memory
-    features/LAYER-PASS-SET.npz     what its rows are: `columns` below, and `about` as JSON text
+    features/LAYER-PASS-SET.npz     what its rows are: COLUMNS below, and `about` as JSON text
 
 A pass that is stopped leaves the chunks that it has, and goes on from them.
 """
@@ -41,7 +41,7 @@ from input_pipeline.sources.collection import PARTS, Collection
 from input_pipeline.whole_files import PARTIAL, read_arrays, write_arrays
 
 FOLDER = "features"
-CHUNK_SECONDS, CHUNK_BYTES = 30.0, 256 * 2**20  # of an unfinished pass: between two savings
+CHUNK_SECONDS, CHUNK_BYTES = 30.0, 256 * 2**20  # of an unfinished pass: limits of a chunk
 COLUMNS = ("ids", "labels", "parts", "enlarged")  # of the .npz, with `targets` where there are any
 PROTOCOLS = ("center", "ten_crop", "dense", "multi_crop")
 
@@ -87,7 +87,7 @@ class Found:
     file: Path  # of the values
     values: np.ndarray  # (n, d), mapped from the file
     of: Set
-    enlarged: int  # images that were smaller than what was shown of them
+    enlarged: int  # images that were smaller than the view, and were enlarged
     seconds: float  # spent on computing them, over all starts
     reused: bool  # whether nothing had to be computed
 

@@ -66,7 +66,7 @@ def make(subject: Extractor, result: Result, folder: Path) -> runs.Run:
     for array in arrays:
         digest.update(np.asarray(array, np.float32).tobytes())
     name = digest.hexdigest()[:10]
-    # Not after the architecture: a part of an id names a run, and that one has it.
+    # Not named after the architecture: a part of an id names a run, and `subject.run` has that one.
     run = runs.Run(folder / f"{slug(result.data)}-{result.how.head}-{name}")
     if run.read("run") is not None:
         return run

@@ -45,9 +45,8 @@ class How:
     test_per_class: int | None = None  # at most, of a set without parts
     test_share: float = 0.25  # of a set without parts, where no numbers a class are given
     splits: int = 1  # that are drawn
-    precision: metrics.Interpolation = (
-        "all_points"  # of averages, where images have several classes
-    )
+    # How average precisions are taken, where images have several classes.
+    precision: metrics.Interpolation = "all_points"
     solver: Literal["auto", "sklearn", "device"] = "auto"
 
 
