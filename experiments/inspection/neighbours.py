@@ -18,15 +18,13 @@ _BATCH = 1024  # queries at once
 
 @dataclass(frozen=True)
 class Features:
-    """One layer's features of n training and q test images, with their ids and labels."""
+    """One layer's features of n training and q test images, with their ids."""
 
     layer: str
     training: np.ndarray  # (n, d) float32
     tested: np.ndarray  # (q, d) float32
     training_ids: np.ndarray  # (n,) int32, the images' places in the set, in order
     tested_ids: np.ndarray  # (q,) int32, in order
-    training_labels: np.ndarray  # (n,) int32, of the set's classes
-    tested_labels: np.ndarray  # (q,) int32
     of: int  # training images of the set
 
 
@@ -46,43 +44,40 @@ def features(looking: Looking, also: np.ndarray) -> Features:
         ) from error
     request = Wanted(layer)
     training, tested = looking.training, np.union1d(evenly(looking.tested, QUERIES), also)
+    n = len(training)
     if len(subject.collection) <= WHOLE or subject.kept(request):
-        (layer_features,) = subject.found(request)
-        images = layer_features.of
-        return _chosen(
-            layer, layer_features.values, images.ids, images.labels, training, tested, len(training)
-        )
-    sample = evenly(training, TRAINING)
-    places = np.union1d(sample, tested)
+        (set_features,) = subject.found(request)
+        return _selected(layer, set_features.values, set_features.of.ids, training, tested, n)
+    training = evenly(training, TRAINING)
+    places = np.union1d(training, tested)
     tester, params, stats = subject.network
-    view = looking.view
     parts, computed = [], 0
     with subject.bar(f"{subject.run.id} {layer}") as on_progress:
-        for batch in tester.features(params, stats, "test", view, layer, places=places):
-            parts.append((batch.values, batch.ids, batch.labels))
+        for batch in tester.features(params, stats, "test", looking.view, layer, places=places):
+            parts.append((batch.values, batch.ids))
             computed += len(batch.ids)
             on_progress(computed, len(places))
-    values, ids, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return _chosen(layer, values, ids, labels, sample, tested, len(training))
+    values, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _selected(layer, values, ids, training, tested, n)
 
 
-def _chosen(
+def _selected(
     layer: str,
     values: np.ndarray,
     ids: np.ndarray,
-    labels: np.ndarray,
     training: np.ndarray,
     tested: np.ndarray,
-    n_training: int,
+    n: int,
 ) -> Features:
-    sides = []
-    for chosen in (training, tested):
-        rows = np.flatnonzero(np.isin(ids, chosen))  # without images that can't be used
-        sides.append([np.asarray(values[rows], np.float32), ids[rows], labels[rows]])
-    (x, x_ids, x_labels), (y, y_ids, y_labels) = sides
-    if not len(x) or not len(y):
+    """The rows of these training and test images, but for images that can't be used.
+
+    n: training images of the set.
+    """
+    rows, queries = (np.flatnonzero(np.isin(ids, chosen)) for chosen in (training, tested))
+    if not len(rows) or not len(queries):
         raise DataError("images are compared with others, and too few can be used")
-    return Features(layer, x, y, x_ids, y_ids, x_labels, y_labels, n_training)
+    x, y = (np.asarray(values[chosen], np.float32) for chosen in (rows, queries))
+    return Features(layer, x, y, ids[rows], ids[queries], n)
 
 
 def nearest(x: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

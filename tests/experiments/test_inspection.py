@@ -258,8 +258,8 @@ def clusters():
     directions = rng.normal(size=(10, 24)) * np.geomspace(4, 1, 10)[:, None]
     x = rng.normal(size=(340, 10)) @ directions + 0.01 * rng.normal(size=(340, 24)) + 3
     x = x.astype(np.float32)
-    ids, labels = np.arange(340), np.zeros(340, np.int32)
-    return Features("made", x[:300], x[300:], ids[:300], ids[300:], labels[:300], labels[300:], 300)
+    ids = np.arange(340)
+    return Features("made", x[:300], x[300:], ids[:300], ids[300:], 300)
 
 
 def test_codes_of_principal_components_are_those_of_the_svd(clusters):
