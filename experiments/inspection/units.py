@@ -14,7 +14,7 @@ import numpy as np
 
 from cnn_arch import Network, layer_outputs
 from cnn_arch.census import receptive_fields
-from experiments.inspection.looking import Looking
+from experiments.inspection.looking import Looking, evenly
 from experiments.testing.tester import Progress
 
 LAYERS = 4  # chosen where none are named
@@ -47,8 +47,7 @@ def layers(network: Network) -> list[str]:
     for name in layer_outputs.outer(network):
         if outputs[name].depth > max((outputs[earlier].depth for earlier in names), default=0):
             names.append(name)
-    places = np.linspace(0, len(names) - 1, min(LAYERS, len(names))).round().astype(int)
-    return [names[place] for place in places]
+    return evenly(np.array(names), LAYERS).tolist()
 
 
 def most_exciting(

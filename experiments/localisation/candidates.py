@@ -7,7 +7,7 @@ that a stopped test goes on with the part that it was in.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ from input_pipeline.boxes import in_image
 from input_pipeline.whole_files import read_arrays, write_arrays
 
 PART = 250  # images whose boxes are kept in one file
+COLUMNS = ("ids", "counts", "boxes", "confidences")  # of such a file
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class Localiser:
         own = parts[jax.process_index() :: jax.process_count()]
         program = self.program(view)
         for number, part in enumerate(own):
-            if read_arrays(_file(folder, part), KEPT) is None:
+            if read_arrays(_file(folder, part), COLUMNS) is None:
                 columns = _packed(self._compute(view, program, np.asarray(part), top), top.shape[1])
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,7 @@ class Localiser:
             on_progress(number + 1, len(own))
         processes.meet("all hosts have looked at their images")
         for part in parts:
-            stored = read_arrays(_file(folder, part), KEPT)
+            stored = read_arrays(_file(folder, part), COLUMNS)
             if stored is None:
                 raise runs.RunError(f"{_file(folder, part)} can't be read; begin again")
             ends = np.cumsum(stored["counts"])
@@ -285,9 +286,6 @@ class Localiser:
                 platform, deterministic=self.config.train.deterministic
             ),
         )
-
-
-KEPT: Sequence[str] = ("ids", "counts", "boxes", "confidences")
 
 
 def _packed(results: Iterator[tuple[int, np.ndarray, np.ndarray]], k: int) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 from input_pipeline.boxes import areas, iou
 
 THRESHOLD = 1.0  # two boxes with a larger match score are not merged
+LARGEST = 2**21  # match scores in memory at once
 
 
 def match_scores(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -81,9 +82,6 @@ def of_images(
     ]
     merged[rows] = most_trusted(problems).reshape(len(rows), classes, 4)
     return merged
-
-
-LARGEST = 2**21  # match scores in memory at once
 
 
 def _merged(

@@ -30,7 +30,7 @@ from jax.sharding import Mesh
 import cnn_arch
 from cnn_arch import layer_outputs
 from experiments import data as data_lib
-from experiments.config import ConfigError
+from experiments.config import ConfigError, builder_options
 from experiments.data import foreign, preprocessing
 from experiments.runs import processes, runs
 from experiments.testing import evaluate, protocols
@@ -194,7 +194,13 @@ class Extractor(evaluate.Subject):
     def bare(self) -> cnn_arch.Network:
         """The network without its values."""
         prep = preprocessing.load(self.run.folder / preprocessing.FILE)
-        return network_of(self.config, prep)
+        return cnn_arch.abstract(
+            self.config.model.arch,
+            image_size=self.config.data.image_size,
+            classes=len(prep.class_names),
+            channels=prep.channels,
+            **builder_options(self.config.model),
+        )
 
     def layer(self, name: str) -> str:
         """The name of a layer, by default of the one that the last fully connected layer sees.
@@ -336,19 +342,6 @@ def own_images(run: runs.Run, on_read: Any = None) -> Collection:
     """All images of the set that a run was trained on, in its own parts."""
     d = run.config().data
     return collections.own_collection(d.name, d.path, d.split, on_read)
-
-
-def network_of(config: Any, prep: preprocessing.Preprocessing) -> cnn_arch.Network:
-    """The network of a run's config, without its values."""
-    from experiments import config as configs
-
-    return cnn_arch.abstract(
-        config.model.arch,
-        image_size=config.data.image_size,
-        classes=len(prep.class_names),
-        channels=prep.channels,
-        **configs.builder_options(config.model),
-    )
 
 
 def read(file: Path, *, reused: bool = True) -> Found:
