@@ -30,8 +30,8 @@ class Inputs:
 class Need:
     """What an option needs in order to change the network."""
 
-    there: Callable[[str, Mapping[str, Any]], bool]  # whether (variant, options) have it
-    told: str  # what they must have
+    is_met: Callable[[str, Mapping[str, Any]], bool]  # by (variant, options)
+    text: str  # what is needed, for a message
 
 
 # What batch normalisation's options need, of networks that may be without it.

@@ -174,7 +174,7 @@ def idle(name: str, options: Mapping[str, Any]) -> dict[str, str]:
     they would need."""
     family, variant = find(name)
     needs = {option: need for option, need in family.needs.items() if option in options}
-    return {o: need.told for o, need in needs.items() if not need.there(variant, options)}
+    return {o: need.text for o, need in needs.items() if not need.is_met(variant, options)}
 
 
 def create(

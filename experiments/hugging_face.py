@@ -285,7 +285,7 @@ def _images(processor: _Json) -> Preprocessing:
         short_side=side,
         warp=warp,
         resize=cast(Kernel, kernel),
-        source=f"{PROCESSOR}{where_it_differs(side, crop, warp)}",
+        source=f"{PROCESSOR}{crop_difference(side, crop, warp)}",
     )
 
 
@@ -326,7 +326,7 @@ def _constants(processor: _Json) -> tuple[Any, Any]:
     return tuple(scale * x for x in mean), tuple(scale * x for x in std)
 
 
-def where_it_differs(side: int, crop: int, warp: bool) -> str:
+def crop_difference(side: int, crop: int, warp: bool) -> str:
     """How transformers, which rounds down, places a centred crop otherwise; '' if it does not.
 
     Here halves go to even, as in torchvision: it differs where 3, 7, 11, ... pixels are cut off.

@@ -26,7 +26,7 @@ def text(run: Run, model: Classifier, note: str = "") -> str:
     imported = description.get("imported") or {}
     trained = f"{result['epochs']:g} epochs, {result['steps']:,} steps" if result else ""
     origin = f"{imported.get('file')} (SHA-256 {imported.get('sha256')}), not trained here"
-    view, preparation = model.view, model.seen
+    view, preparation = model.view, model.preprocessing
     scaled = f"{view.Q}x{view.Q}" if view.warp else f"short side {view.Q}"
     facts = {
         "network": f"{model.network.name}, {_options(model)}",

@@ -149,7 +149,7 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def own(table: str, paper: str, folder: Path) -> tuple[str, dict[str, Any]]:
+def latest_measured(table: str, paper: str, folder: Path) -> tuple[str, dict[str, Any]]:
     """The figures of a table that were measured under `folder` last: their profile, and the cells
     of each row, as its report has them. ('', {}) where there are none."""
     reports = sorted(

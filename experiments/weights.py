@@ -224,8 +224,8 @@ def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> t
     model = classifier.load(run.folder, which)
     tensors = pretrained.export(model.network, naming)
     if naming == hugging_face.NAMING and file.suffix.lower() not in weight_files.SUFFIXES:
-        preparation, view = model.seen, model.view
-        note = hugging_face.where_it_differs(view.Q, view.crop, view.warp).removeprefix("; ")
+        preparation, view = model.preprocessing, model.view
+        note = hugging_face.crop_difference(view.Q, view.crop, view.warp).removeprefix("; ")
         texts = {
             hugging_face.CONFIG: hugging_face.config_of(
                 model.network, tensors, preparation.class_names, several=preparation.several
@@ -237,7 +237,7 @@ def export_run(run: runs.Run, file: Path, naming: str, which: str = "last") -> t
         return len(tensors), note
     header = {}
     if naming == pretrained.OWN:
-        text = json.dumps(_own(run.config(), model.seen))
+        text = json.dumps(_own(run.config(), model.preprocessing))
         header[HEADER] = np.frombuffer(text.encode(), np.uint8)
     weight_files.write(file, {**tensors, **header})
     return len(tensors), ""

@@ -108,7 +108,7 @@ def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def shown(boxes: np.ndarray, side_hw: tuple[int, int]) -> np.ndarray:
+def shown_share(boxes: np.ndarray, side_hw: tuple[int, int]) -> np.ndarray:
     """The share of each box, (..., 4) in a view's pixels, that lies in the view: (...,)."""
     height, width = side_hw
     box_areas = areas(boxes)

@@ -6,7 +6,7 @@ import numpy as np
 
 from input_pipeline import datasets, sources
 from input_pipeline.sources import caltech, folders, relabelled, voc
-from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, Held, Joined
+from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, InMemory, Joined
 from input_pipeline.sources.source import ImageSet, Progress
 
 
@@ -69,7 +69,7 @@ def _of_dataset(dataset: datasets.Dataset, name: str) -> Collection:
     labels = np.concatenate([part.labels for part in parts])
     return Collection(
         name=name,
-        images=Held(images, labels, name),
+        images=InMemory(images, labels, name),
         class_names=dataset.class_names,
         fingerprint=dataset.fingerprint,
         parts=np.repeat(np.array([TRAIN, TEST], np.uint8), [len(part) for part in parts]),

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from input_pipeline import crops, jpeg, order, viewer
-from input_pipeline.boxes import Boxes, in_view, shown
+from input_pipeline.boxes import Boxes, in_view, shown_share
 from input_pipeline.crops import Placement
 from input_pipeline.errors import INSTALL, DataError
 from input_pipeline.image_files import Resize
@@ -74,23 +74,25 @@ class Decoding:
     # usable example by index, with its own label, takes its place; a test leaves it out. `raise`
     # ends with a DataError.
     policy: Literal["skip", "raise"] = "skip"
-    most: float = 0.001  # the share of the examples, rounded up, that may be skipped
+    max_unusable: float = 0.001  # share of the examples, rounded up, that may be skipped
     # Called once with the reason of each unusable file.
     on_bad: Callable[[str], None] = field(default=lambda reason: None, repr=False)
 
     def check(self, reasons: dict[int, str], n: int) -> None:
         """Raises DataError if these unusable examples are too many of n."""
-        if len(reasons) <= (0 if self.policy == "raise" else math.ceil(self.most * n)):
+        if len(reasons) <= (0 if self.policy == "raise" else math.ceil(self.max_unusable * n)):
             return
         lines = "".join(f"\n  {reason}" for reason in list(reasons.values())[:5])
-        allowed = "none is allowed" if self.policy == "raise" else f"{self.most:g} is allowed"
+        allowed = (
+            "none is allowed" if self.policy == "raise" else f"{self.max_unusable:g} is allowed"
+        )
         raise DataError(
             f"{len(reasons)} of {n} examples can't be used, and of these {allowed} "
             f"(`cnn-depth data check` finds them all):{lines}"
         )
 
 
-USUAL = Decoding()
+DEFAULT_DECODING = Decoding()
 
 
 def cores() -> int:
@@ -114,9 +116,9 @@ def check_installed() -> None:
 
 
 def training_viewer(
-    source: Source, view: crops.TrainView, seed: int, how: Decoding = USUAL
+    source: Source, view: crops.TrainView, seed: int, how: Decoding = DEFAULT_DECODING
 ) -> Viewer:
-    """The views that a stream of this seed shows, by `.one(index, epoch)`."""
+    """The views that a stream of this seed shows, by `.example(index, epoch)`."""
 
     def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
         return [view.place(height, width, order.words(seed, epoch, index, view.WORDS))]
@@ -142,7 +144,7 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
         batch: int,
         position: int = 0,
         shard: tuple[int, int] = (0, 1),
-        how: Decoding = USUAL,
+        how: Decoding = DEFAULT_DECODING,
         boxes: Boxes | None = None,
         part: float = 0.0,
     ):
@@ -198,7 +200,7 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
         *words, choice = order.words(self._seed, int(meta[viewer.EPOCH]), index, view.WORDS + 1)
         place = view.place(height, width, words)
         boxes = in_view(self._boxes.inside(index, height, width), place)
-        share = shown(boxes, place.size)
+        share = shown_share(boxes, place.size)
         visible = boxes[(share >= self._part) & (share > 0)]
         box = visible[choice % len(visible)] if len(visible) else np.full(4, np.nan)
         return box.astype(np.float32)
@@ -209,7 +211,7 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
         n = len(example_viewer.source)
         for step in range(1, n + 1):
             self._batches.report_bad()
-            views, meta = example_viewer.one((index + step) % n, epoch)
+            views, meta = example_viewer.example((index + step) % n, epoch)
             if meta[KIND] != UNUSABLE:
                 return views, meta
         raise DataError("no example can be used")
@@ -231,7 +233,7 @@ class Stream(Iterator[Batch], contextlib.AbstractContextManager["Stream"]):
 
 
 def eval_stream(
-    source: Source, view: crops.TestView, *, batch: int, how: Decoding = USUAL
+    source: Source, view: crops.TestView, *, batch: int, how: Decoding = DEFAULT_DECODING
 ) -> Generator[TestBatch]:
     """Every example once, in order. Raises DataError as `Stream` does.
 
@@ -346,7 +348,7 @@ class Batches(Iterator[tuple[np.ndarray, np.ndarray]]):
 
     def _example(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         example = self.locate(number)
-        return self._blank() if example is None else self.viewer.one(*example)
+        return self._blank() if example is None else self.viewer.example(*example)
 
     def _blank(self) -> tuple[np.ndarray, np.ndarray]:
         return self.viewer.show_odd(b"", np.zeros(SPEC_SIZE))

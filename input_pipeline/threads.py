@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
 
-class Room:
+class MemoryBudget:
     """Lets threads in while they use at most `limit` together. Who needs more is let in alone."""
 
     def __init__(self, limit: int):
@@ -27,7 +27,9 @@ class Room:
                 self._changed.notify_all()
 
 
-def each(work: Callable[[int], None], numbers: Iterable[int], threads: int) -> Generator[int]:
+def run_in_threads(
+    work: Callable[[int], None], numbers: Iterable[int], threads: int
+) -> Generator[int]:
     """Calls `work` with each number, and yields now and then how many are done.
 
     An error of a thread is raised here. Closed before its end, it starts no more work.

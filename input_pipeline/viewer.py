@@ -18,7 +18,7 @@ from input_pipeline.crops import Box, Placement
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import Resize
 from input_pipeline.sources import Source
-from input_pipeline.sources.source import again
+from input_pipeline.sources.source import retried
 
 # An example's `spec`, a row of float64. Its first META_SIZE entries, `meta`, are handed on with the
 # views: kind, label, index and epoch, the view's offset, whether the image was enlarged, and its
@@ -70,7 +70,7 @@ class Viewer:
             return self.fetch_file(index, epoch)
         spec = _spec(index, epoch)
         window = self._place(spec, pixels.height, pixels.width, plain=pixels.plain)
-        decoded = self._attempt(index, partial(again, partial(pixels.window, window)))
+        decoded = self._attempt(index, partial(retried, partial(pixels.window, window)))
         if decoded is None:
             return b"", spec
         assert self.source.labels is not None
@@ -170,7 +170,7 @@ class Viewer:
         """The one training view (1, h, w, C)."""
         return jpeg.resample(image, box, size, beyond=self.beyond, kernel=self.kernel)[None]
 
-    def one(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def example(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(views, meta) of one example: both stages at once."""
         return self.finish(*self.fetch(index, epoch))
 
@@ -217,7 +217,7 @@ def _spec(index: int, epoch: int) -> np.ndarray:
 
 
 def as_stored(source: Source) -> Viewer:
-    """Views of whole images as they are stored: `.one(index, 0)` is ((1, H, W, 3) uint8, meta)."""
+    """Views of whole images as stored: `.example(index, 0)` is ((1, H, W, 3) uint8, meta)."""
 
     def places(height: int, width: int, index: int, epoch: int) -> list[Placement]:
         size = (height, width)

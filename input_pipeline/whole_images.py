@@ -24,7 +24,7 @@ from input_pipeline import crops, image_files, viewer
 from input_pipeline.crops import Placement
 from input_pipeline.errors import DataError
 from input_pipeline.sources import Source
-from input_pipeline.stream import GROUP, USUAL, Batches, Decoding, TestBatch, cores
+from input_pipeline.stream import DEFAULT_DECODING, GROUP, Batches, Decoding, TestBatch, cores
 from input_pipeline.viewer import INDEX, KIND, UNUSABLE, Viewer
 
 PROGRAMS = 8  # at most
@@ -34,7 +34,7 @@ _PIECE = 32  # files that a thread reads between two reports
 
 def image_sizes(
     source: Source,
-    how: Decoding = USUAL,
+    how: Decoding = DEFAULT_DECODING,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
     """(n, 2) int32 stored (height, width) of every image, from reading each file once.
@@ -224,7 +224,7 @@ def whole_stream(
     multiple: int = 1,
     programs: int = PROGRAMS,
     warp: bool = False,
-    how: Decoding = USUAL,
+    how: Decoding = DEFAULT_DECODING,
 ) -> Generator[TestBatch]:
     """Every usable example once, scaled to short side Q: bucket by bucket, in each by index.
 
@@ -249,7 +249,7 @@ def whole_batches(
     pixels: int,
     multiple: int = 1,
     warp: bool = False,
-    how: Decoding = USUAL,
+    how: Decoding = DEFAULT_DECODING,
 ) -> Generator[TestBatch]:
     """`whole_stream` of the images (h, w, C) uint8 that `read(index)` returns, with labels 0.
 

@@ -41,7 +41,7 @@ def show(args: argparse.Namespace) -> int:
 def _document(table: PaperTable, folder: Path) -> dict[str, Any]:
     """A table's rows with their printed, recorded and own figures, by column."""
     recorded_rows = recorded.read(table.name)
-    own_profile, own = recorded.own(table.name, table.paper, folder)
+    own_profile, own = recorded.latest_measured(table.name, table.paper, folder)
     rows = []
     for row in table.rows:
         profiles = recorded_rows.get(row.name) or {"": {"cells": {}, "runs": []}}

@@ -487,7 +487,7 @@ def _required_options(arch: str, naming: str, names: Iterable[str]) -> dict[str,
     for option, values in {} if source is None else source.options.items():
         need = family.needs.get(option)
         if (len(values) == 1 or option not in _VISIBLE) and (
-            need is None or need.there(variant, {**defaults, **options})
+            need is None or need.is_met(variant, {**defaults, **options})
         ):
             options[option] = values[0]
     return options

@@ -58,7 +58,7 @@ class TestData(abc.ABC):
     name: str
     fingerprint: str
     counts: dict[str, int]  # examples by part
-    seen: Preprocessing  # how a network sees them, and its classes
+    preprocessing: Preprocessing  # how a network sees them, and its classes
     constants: Any  # arrays that the views need, as arguments of the programs that make them
     crop: int  # side of the network's input, pixels
     Q: int  # short side of the image that is tested, unless a view says otherwise
@@ -70,16 +70,16 @@ class TestData(abc.ABC):
 
     @property
     def classes(self) -> int:
-        return len(self.seen.class_names)
+        return len(self.preprocessing.class_names)
 
     @property
     def channels(self) -> int:
-        return self.seen.channels
+        return self.preprocessing.channels
 
     @property
     def centre(self) -> crops.CentreView:
         """The view of a test image unless another is asked for."""
-        return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.seen.warp)
+        return crops.CentreView(crop=self.crop, Q=self.Q, warp=self.preprocessing.warp)
 
     @abc.abstractmethod
     def stored(self, part: str, indices: np.ndarray) -> np.ndarray:

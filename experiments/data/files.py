@@ -33,7 +33,9 @@ class Files:
         if self.side is None:
             return boxes
         view = crops.CentreView(crop=self.side, Q=self.side)
-        return in_image(boxes - self.data.seen.frame, view.places(*self.sizes[i].tolist())[0])
+        return in_image(
+            boxes - self.data.preprocessing.frame, view.places(*self.sizes[i].tolist())[0]
+        )
 
 
 def open_files(
@@ -101,7 +103,7 @@ class _FileTests(StreamedTests):
     ) -> Generator[stream.TestBatch]:
         def read(i: int) -> np.ndarray:
             path = self.paths[places[i]]
-            return image_files.read_image(path, self.channels, exif=self.seen.exif)
+            return image_files.read_image(path, self.channels, exif=self.preprocessing.exif)
 
         return whole_images.whole_batches(
             read,

@@ -13,7 +13,7 @@ from experiments import data as data_lib
 from experiments.data import ResidentTests, StreamedTests, TestData
 from experiments.data.preprocessing import Preprocessing
 from input_pipeline import DataError, classes, crops, image_files, resident, sources, stream
-from input_pipeline.sources.collection import Collection, Held
+from input_pipeline.sources.collection import Collection, InMemory
 
 
 def open_test(
@@ -81,7 +81,7 @@ def open_all(
     """
     c = collection
     info = _SetInfo(c.name, c.fingerprint, c.mirror_ok)
-    if isinstance(c.images, Held):
+    if isinstance(c.images, InMemory):
         return _resident(info, c.images.images, c.images.labels, prep, config)
     return _streamed(info, c.images, prep, config, on_bad)
 
@@ -124,7 +124,7 @@ def _streamed(
         threads=config.data.threads,
         kernel=prep.resize,
         policy=config.data.bad,
-        most=config.data.max_bad,
+        max_unusable=config.data.max_bad,
         on_bad=on_bad,
     )
     side = prep.small_side(config.data.image_size)

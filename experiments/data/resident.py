@@ -62,8 +62,8 @@ class ResidentTests(TestData):
 
     def test_views(self, constants: Any, inputs: Arrays, view: crops.TestView) -> jax.Array:
         images, _, whitening, *_ = constants
-        normalise = dataclasses.replace(self.seen.normalise, whitening=whitening)
-        if not self.seen.of_view:
+        normalise = dataclasses.replace(self.preprocessing.normalise, whitening=whitening)
+        if not self.preprocessing.of_view:
             return resident.view_batch(images, inputs["indices"], view, normalise)
         x = self.pixels(constants, inputs, view)
         return (x - base.mean_of_views(normalise.mean, view, x.shape)) / normalise.std
@@ -87,7 +87,7 @@ class Resident(ResidentTests, Data):
     ) -> tuple[jax.Array, jax.Array]:
         images, labels, whitening, *_ = constants
         indices, epochs = batch["indices"], batch["epochs"]
-        normalise = dataclasses.replace(self.seen.normalise, whitening=whitening)
+        normalise = dataclasses.replace(self.preprocessing.normalise, whitening=whitening)
         return resident.train_batch(
             images, labels, indices, epochs, seed, self.train_view, normalise
         )
@@ -154,7 +154,7 @@ def prepare_resident(
     return Resident(
         **base.facts(config, opened, places),
         boxes=boxes,
-        seen=Preprocessing(
+        preprocessing=Preprocessing(
             normalise,
             opened.class_names,
             opened.channels,

@@ -63,9 +63,9 @@ class StreamedTests(TestData):
     ) -> Generator[stream.TestBatch]:
         """The views on the host, as of `tested`; indices are those of `places`."""
         source = self.sources[part].take(places)
-        # `most` is the share of the part's images that may be unusable, however few are taken.
-        share = self.how.most * self.counts[part] / max(1, len(places))
-        how = dataclasses.replace(self.how, most=min(1.0, share))
+        # As many images may be unusable as of the whole part, however few are taken.
+        share = self.how.max_unusable * self.counts[part] / max(1, len(places))
+        how = dataclasses.replace(self.how, max_unusable=min(1.0, share))
         if isinstance(view, crops.WholeView):
             return whole_images.whole_stream(
                 source,
@@ -195,7 +195,7 @@ def prepare_streamed(
         threads=d.threads,
         kernel="bilinear" if prep is None else prep.resize,
         policy=d.bad,
-        most=d.max_bad,
+        max_unusable=d.max_bad,
         on_bad=on_bad,
     )
     side = train.S if isinstance(train, crops.SquareView) else d.image_size
@@ -230,7 +230,7 @@ def prepare_streamed(
         **base.facts(config, opened, parts),
         boxes=boxes,
         targets=targets,
-        seen=_preprocessing(config, opened, normalise, how.kernel),
+        preprocessing=_preprocessing(config, opened, normalise, how.kernel),
         constants={"mean": normalise.mean, "std": normalise.std, "colour": shift},
         sources=parts,
         train_view=train,

@@ -60,7 +60,7 @@ def occlusion(
 ) -> Occlusion:
     """Covers each image and computes the posterior of its class. on_progress: of covered images."""
     square, firsts = places(shown.x.shape[1])
-    posteriors = jax.nn.sigmoid if looking.subject.data.seen.several else jax.nn.softmax
+    posteriors = jax.nn.sigmoid if looking.subject.data.preprocessing.several else jax.nn.softmax
 
     def covered(net: Network, x: jax.Array, corners: jax.Array, k: jax.Array) -> jax.Array:
         """Posteriors (B,) of class k for one image x (h, w, C); corners: (B, 2)."""
@@ -101,5 +101,5 @@ def saliency(looking: Looking, shown: Shown, classes: np.ndarray) -> Saliency:
         return jax.grad(lambda x: scores(net, x, classes))(x)
 
     gradient = np.asarray(looking.program(gradients)(shown.x, classes))
-    std = np.asarray(looking.subject.data.seen.normalise.std)
+    std = np.asarray(looking.subject.data.preprocessing.normalise.std)
     return Saliency(classes, np.abs(gradient / std).max(axis=-1))

@@ -71,7 +71,7 @@ ARRAYS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class InspectionSettings:
     """The parts of an inspection that are asked for, and their sizes."""
 
     parts: tuple[str, ...] = PARTS
@@ -193,7 +193,9 @@ def write(inspection: Inspection, file: Path) -> None:
 
 
 def inspect(
-    looking: Looking, request: Asked, on_part: Callable[[str], None] = lambda part: None
+    looking: Looking,
+    request: InspectionSettings,
+    on_part: Callable[[str], None] = lambda part: None,
 ) -> Inspection:
     """Makes all parts that are asked for, in the order of PARTS. on_part: called with each.
 
@@ -221,7 +223,7 @@ def inspect(
 class _Work:
     """The parts of one inspection, and what they share."""
 
-    def __init__(self, looking: Looking, request: Asked) -> None:
+    def __init__(self, looking: Looking, request: InspectionSettings) -> None:
         self.looking, self.request = looking, request
         subject = looking.subject
         self.inspection = Inspection(
@@ -229,7 +231,7 @@ class _Work:
             step=subject.step,
             data=subject.collection.name,
             class_names=looking.class_names,
-            network_classes=subject.data.seen.class_names,
+            network_classes=subject.data.preprocessing.class_names,
             own_classes=looking.own_classes is not None,
             several=subject.collection.targets is not None,
             has_parts=looking.has_parts,

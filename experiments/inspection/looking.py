@@ -86,12 +86,14 @@ class Looking:
     @property
     def several(self) -> bool:
         """Whether images of the set, or of the network's training, may be of several classes."""
-        return self.subject.collection.targets is not None or self.subject.data.seen.several
+        return (
+            self.subject.collection.targets is not None or self.subject.data.preprocessing.several
+        )
 
     @cached_property
     def own_classes(self) -> tuple[int, ...] | None:
         """The network's class of each class of the set; None where their classes differ."""
-        collection, prep = self.subject.collection, self.subject.data.seen
+        collection, prep = self.subject.collection, self.subject.data.preprocessing
         if collection.targets is not None:
             return None
         try:

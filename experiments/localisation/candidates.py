@@ -159,7 +159,7 @@ class Localiser:
         asked for. Images that can't be used are left out. Parts that are kept are not computed
         again. Of several processes each computes a share, and all of them get all images.
         """
-        view = crops.WholeView(Q=Q, warp=self.data.seen.warp)
+        view = crops.WholeView(Q=Q, warp=self.data.preprocessing.warp)
         self.data.prepare("test", view, on_progress)
         folder = self._folder(Q, top)
         parts = [range(at, min(at + PART, self.n)) for at in range(0, self.n, PART)]
@@ -192,7 +192,7 @@ class Localiser:
         self, Q: int, top: np.ndarray, on_progress: Progress = lambda done, total: None
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Like `candidates`, but nothing is kept, and images come in any order."""
-        view = crops.WholeView(Q=Q, warp=self.data.seen.warp)
+        view = crops.WholeView(Q=Q, warp=self.data.preprocessing.warp)
         images = self._compute(view, self.program(view), np.arange(self.n), top)
         for done, image in enumerate(images, 1):
             on_progress(done, self.n)

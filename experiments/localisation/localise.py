@@ -17,7 +17,7 @@ import numpy as np
 from experiments.config import ConfigError
 from experiments.localisation import localised, merging
 from experiments.localisation.candidates import Localiser, Net
-from experiments.localisation.localised import At, Localised
+from experiments.localisation.localised import Localised, LocaliserAt
 from experiments.localisation.regression import RIGHT
 from experiments.runs import checkpoints, processes
 from experiments.testing import evaluate, predictions, protocols
@@ -30,7 +30,7 @@ AT_ONCE = 100  # images whose boxes are merged between two updates of the progre
 
 def localise(
     members: Sequence[tuple[Localiser, tuple[int, ...]]],
-    classifiers: Sequence[At] = (),
+    classifiers: Sequence[LocaliserAt] = (),
     bar: evaluate.Bar = evaluate.no_bar,
 ) -> Localised:
     """The merged boxes of several localisers; they are kept with the first, and then read there.
@@ -42,7 +42,7 @@ def localise(
     run_scales = [(localiser.run, scales) for localiser, scales in members]
     classifiers = tuple(classifiers) or localised.own_classifiers(run_scales)
     about = localised.about(run_scales, classifiers)
-    stored = processes.read(lambda: localised.kept(first.run, about))
+    stored = processes.read(lambda: localised.load(first.run, about))
     if stored is not None:
         return stored
     for localiser, _ in members:
@@ -63,14 +63,14 @@ def localise(
                         candidates[i].append((boxes, trust))
     result = _merged(first, about, top, posteriors.labels, candidates, bar)
     if processes.first():
-        localised.keep(first.run, result)
+        localised.save(first.run, result)
     processes.meet("the boxes are kept")
     return result
 
 
 def _posteriors(
     first: Localiser,
-    classifiers: Sequence[At],
+    classifiers: Sequence[LocaliserAt],
     bar: evaluate.Bar,
 ) -> predictions.Predictions:
     """The mean of the classifiers' dense posteriors of the localiser's test images."""
@@ -88,12 +88,12 @@ def _posteriors(
                 "of": first.data.fingerprint,
                 "rounding": crops.ROUNDING,
             }
-            view = part.view(first.data.crop, warp=first.data.seen.warp)
+            view = part.view(first.data.crop, warp=first.data.preprocessing.warp)
             label = f"{run.id} {part.name}"
             with bar(f"{label}: sizes of images") as on_progress:
                 first.data.prepare("test", view, on_progress)
             net = net or first.net(run)
-            mirror = first.data.seen.mirror_ok
+            mirror = first.data.preprocessing.mirror_ok
             with bar(label) as on_progress:
                 posteriors = evaluate.collect(
                     *(first.tester(net), net.params, net.stats, "test", view, file, about),

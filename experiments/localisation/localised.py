@@ -16,7 +16,7 @@ from input_pipeline import crops
 from input_pipeline.whole_files import read_arrays, write_arrays
 
 COLUMNS = ("ids", "labels", "classes", "boxes", "right", "given")
-At = tuple[runs.Run, tuple[int, ...]]  # a run and its test scales: short sides, pixels
+LocaliserAt = tuple[runs.Run, tuple[int, ...]]  # a run and its test scales: short sides, pixels
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Localised:
         return error_rate(int((~self.given).sum()), len(self.ids))
 
 
-def about(members: Sequence[At], classifiers: Sequence[At] = ()) -> dict[str, Any]:
+def about(
+    members: Sequence[LocaliserAt], classifiers: Sequence[LocaliserAt] = ()
+) -> dict[str, Any]:
     """All that decides a result: localisers and classifiers with their scales, data and rules.
 
     classifiers: by default those that the members were started from, at the members' scales. Raises
@@ -63,7 +65,7 @@ def about(members: Sequence[At], classifiers: Sequence[At] = ()) -> dict[str, An
     }
 
 
-def own_classifiers(members: Sequence[At]) -> tuple[At, ...]:
+def own_classifiers(members: Sequence[LocaliserAt]) -> tuple[LocaliserAt, ...]:
     """The classifiers that localisers were started from, each once with all their scales."""
     scales_of: dict[str, tuple[int, ...]] = {}
     for run, scales in members:
@@ -78,7 +80,7 @@ def made(run: runs.Run) -> str:
     return str((run.read("run") or {}).get("created") or "")
 
 
-def _described(run_scales: At) -> list[Any]:
+def _described(run_scales: LocaliserAt) -> list[Any]:
     run, scales = run_scales
     return [run.id, checkpoints.step_of(run.checkpoints, "last"), list(scales)]
 
@@ -88,7 +90,7 @@ def _file(run: runs.Run, about: dict[str, Any]) -> Path:
     return run.folder / "predictions" / f"localised-{digest}.npz"
 
 
-def keep(run: runs.Run, result: Localised) -> None:
+def save(run: runs.Run, result: Localised) -> None:
     """Keeps a result with a run. Raises RunError where it can't be written."""
     file = _file(run, result.about)
     arrays = {name: getattr(result, name) for name in COLUMNS}
@@ -100,7 +102,7 @@ def keep(run: runs.Run, result: Localised) -> None:
         raise runs.unwritten(file, error) from error
 
 
-def kept(run: runs.Run, about: dict[str, Any]) -> Localised | None:
+def load(run: runs.Run, about: dict[str, Any]) -> Localised | None:
     """The result that is kept with a run; None where it is missing, damaged or not of `about`."""
     arrays = read_arrays(_file(run, about), (*COLUMNS, "about"))
     if arrays is None:

@@ -80,8 +80,8 @@ def _posteriors(localiser: Localiser, scales: Sequence[int], bar: evaluate.Bar) 
     tester = localiser.tester(net)
     total: np.ndarray = np.zeros((localiser.n, data.classes))
     for Q in scales:
-        view, tested = crops.WholeView(Q=Q, warp=data.seen.warp), 0
-        mirror = data.seen.mirror_ok
+        view, tested = crops.WholeView(Q=Q, warp=data.preprocessing.warp), 0
+        mirror = data.preprocessing.mirror_ok
         batches = tester.batches(net.params, net.stats, "test", view, mirror=mirror)
         with bar(f"classes at {Q}") as on_progress:
             for batch in batches:

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.papers.table import Target, Transferred
 from experiments.runs.runs import Run
 from experiments.testing import protocols
-from experiments.transfer import features, kept
+from experiments.transfer import features, result_store
 from experiments.transfer.transfer import How
 from input_pipeline import DataError, collections, crops
 from input_pipeline.sources.collection import Collection
@@ -36,8 +36,8 @@ class Head:
         parts = protocols.resolve(self.protocol, self.runs[0].config(), self.scales)
         key = self.runs, self.layer, [part.name for part in parts]
         if self.fingerprint:
-            return kept.find(*key, self.fingerprint, self.how)
-        return kept.called(*key, self.name, self.how)
+            return result_store.by_fingerprint(*key, self.fingerprint, self.how)
+        return result_store.by_name(*key, self.name, self.how)
 
 
 class Sets:

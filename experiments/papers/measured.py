@@ -48,7 +48,7 @@ from experiments.statistics import (
     paired_difference,
     rank_agreement,
 )
-from experiments.testing import kept, predictions, protocols
+from experiments.testing import prediction_store, predictions, protocols
 from experiments.testing.predictions import Predictions
 from input_pipeline import crops
 
@@ -65,7 +65,7 @@ COUNTED = {"params": ("parameters", 1e6), "macs": ("macs", 1e9)}  # in millions,
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RowRuns:
     """What a row needs, seed by seed."""
 
     # Seed -> the runs of each of the row's nets, a tuple of members a net.
@@ -83,10 +83,10 @@ class RowResult:
 
     row: Row
     # `measured`, `partly` (some seeds are missing), `not measured` (the runs are there and do not
-    # give the figure; `reason` says why), or that of `Wanted`.
+    # give the figure; `reason` says why), or that of `RowRuns`.
     state: str
     reason: str = ""
-    seconds: float | None = None  # as in `Wanted`; None where something was measured
+    seconds: float | None = None  # as in `RowRuns`; None where something was measured
     cells: Mapping[str, Measurement] = field(default_factory=dict)  # measured ones, by column
     tested: str = ""  # how, in words
     # Depth, parameters and macs of the net as it was trained here; empty for several nets.
@@ -117,7 +117,7 @@ def scales_here(net: Net, crop: int, paper_crop: int) -> str | None:
 
 def localisers_at(
     nets: Sequence[Net], trained: Sequence[runs.Run], paper_crop: int
-) -> list[localised.At]:
+) -> list[localised.LocaliserAt]:
     """The localisers with the test scales that they get here. trained: a run of each."""
     localisers = []
     for net, run in zip(nets, trained, strict=True):
@@ -129,7 +129,7 @@ def localisers_at(
 
 
 def measure(
-    table: Table, profile: str, about: str, wanted: Mapping[str, Wanted], sets: Sets | None = None
+    table: Table, profile: str, about: str, wanted: Mapping[str, RowRuns], sets: Sets | None = None
 ) -> TableResult:
     """The table from the runs that are there. wanted: by row. sets: the images of its heads."""
     table = replace(table, columns=_columns(table, profile))
@@ -159,7 +159,7 @@ def _columns(table: Table, profile: str) -> tuple[Column, ...]:
 class _Reading:
     """The tests of a row, read from its runs."""
 
-    def __init__(self, table: Table, row: Row, wanted: Wanted, profile: str, sets: Sets):
+    def __init__(self, table: Table, row: Row, wanted: RowRuns, profile: str, sets: Sets):
         self.table, self.row, self.wanted = table, row, wanted
         self.profile, self.sets = profile, sets
         self.missing: list[str] = []  # why figures are not there, seed by seed
@@ -217,7 +217,7 @@ class _Reading:
     def _read_boxes(self, measured: Located, trained: Sequence[runs.Run]) -> None:
         """The error of a seed's localisers."""
         localisers = localisers_at(measured.nets, trained, self.table.crop)
-        merged = localised.kept(trained[0], localised.about(localisers))
+        merged = localised.load(trained[0], localised.about(localisers))
         if merged is None:
             self.missing.append("its boxes are not merged yet")
         else:
@@ -231,7 +231,7 @@ class _Reading:
 
     def _saved(self, net: Net, run: runs.Run) -> Predictions:
         scales = scales_here(net, run.config().data.image_size, self.table.crop)
-        return kept.saved(run, net.protocol, scales)
+        return prediction_store.load(run, net.protocol, scales)
 
     def wrong(self, k: int, term: int = 0) -> dict[int, NDArray[np.bool_]]:
         """Seed -> (n,) whether the top k miss an image's class, in the order of the images' ids."""

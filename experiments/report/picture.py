@@ -15,7 +15,7 @@ COLUMNS, PANEL, LABELS = 4, 2.4, 0.26  # inches: a panel's width, a label's heig
 SHOWN = 34  # characters that fit a panel
 
 
-def free(path: Path) -> Path:
+def unused_path(path: Path) -> Path:
     """`path`, or where a file is there already, `NAME-2.png` or the next such name that is free."""
     if path.is_dir() or not os.path.lexists(path):
         return path

@@ -15,6 +15,7 @@ import cnn_arch
 from cnn_arch import execution
 from experiments import config as configs
 from experiments.data import preprocessing
+from experiments.data.preprocessing import Preprocessing
 from experiments.network import for_tests, skeleton
 from experiments.runs import checkpoints, names, runs
 from experiments.training import memory
@@ -25,19 +26,19 @@ from input_pipeline import crops, image_files, resident
 class Classifier:
     """A trained network and its preprocessing: uint8 images in, posteriors out.
 
-    Of a network whose images may be of several classes (`seen.several`) each class has a posterior
-    of its own, the sigmoid of its logit; else an image's sum to 1.
+    Where images may be of several classes (`preprocessing.several`) each class has a posterior of
+    its own, the sigmoid of its logit; else an image's sum to 1.
     """
 
     network: cnn_arch.Network  # in eval mode
-    seen: preprocessing.Preprocessing
+    preprocessing: Preprocessing
     view: crops.CentreView
     step: int  # of the checkpoint
     precision: execution.Precision = "default"
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self.seen.class_names
+        return self.preprocessing.class_names
 
     def __call__(self, images: np.ndarray, batch: int = 128) -> np.ndarray:
         """Posteriors (n, classes) float32 of images (n, H, W, C) or (n, H, W), uint8.
@@ -46,27 +47,29 @@ class Classifier:
         on other views they are scaled and cropped as image files are.
         """
         images = images[..., None] if images.ndim == 3 else images
-        prep = self.seen
+        prep = self.preprocessing
         if prep.resize != "bilinear" or prep.warp or prep.of_view or prep.frame:
             return np.exp(self.log_posteriors(np.stack(list(map(self.see, images))), batch))
         return np.exp(self._log_posteriors(self.view, images, batch))
 
     def see(self, image: np.ndarray) -> np.ndarray:
         """The central view of an image (H, W, C) uint8 of any size, for `log_posteriors`."""
-        view, side = self.view, self.seen.small_side(self.view.crop)
+        view, side = self.view, self.preprocessing.small_side(self.view.crop)
         if side is not None:
             view = crops.CentreView(crop=side, Q=side)
-        cropped = image_files.central_view(image, view, self.seen.resize)
-        return image_files.framed(cropped, self.seen.frame)
+        cropped = image_files.central_view(image, view, self.preprocessing.resize)
+        return image_files.framed(cropped, self.preprocessing.frame)
 
     def read(self, path: str | Path) -> np.ndarray:
         """The view of an image file. Raises DataError, naming the file."""
-        return self.see(image_files.read_image(path, self.seen.channels, exif=self.seen.exif))
+        return self.see(
+            image_files.read_image(path, self.preprocessing.channels, exif=self.preprocessing.exif)
+        )
 
     def log_posteriors(self, views: np.ndarray, batch: int = 128) -> np.ndarray:
         """(n, classes) float32 natural logarithms for views (n, h, w, C) uint8 of `see`."""
         view = self.view
-        if self.seen.small_side(view.crop) is None:  # it is scaled and cropped already
+        if self.preprocessing.small_side(view.crop) is None:  # it is scaled and cropped already
             view = crops.CentreView(crop=self.view.crop, Q=self.view.crop)
         return self._log_posteriors(view, views, batch)
 
@@ -81,12 +84,12 @@ class Classifier:
     @functools.cache  # noqa: B019  a classifier lives as long as its program
     def _forward(self, view: crops.CentreView) -> Callable[[Any], jax.Array]:
         graphdef, state = nnx.split(self.network)
-        several = self.seen.several
+        several = self.preprocessing.several
 
         @functools.partial(jax.jit, compiler_options=execution.compiler_options())
         def forward(state: Any, images: jax.Array) -> jax.Array:
             places = jnp.arange(len(images))
-            x = resident.view_batch(images, places, view, self.seen.normalise)[:, 0]
+            x = resident.view_batch(images, places, view, self.preprocessing.normalise)[:, 0]
             with jax.default_matmul_precision(self.precision):
                 scores = nnx.merge(graphdef, state)(x, tape=execution.tape())
             return jax.nn.log_sigmoid(scores) if several else jax.nn.log_softmax(scores)
@@ -121,9 +124,7 @@ def load(run: str | Path, which: str = "last", Q: int | None = None) -> Classifi
     return Classifier(network, prep, view, step, config.model.precision)
 
 
-def restored(
-    run: runs.Run, which: str, prep: preprocessing.Preprocessing
-) -> tuple[cnn_arch.Network, int]:
+def restored(run: runs.Run, which: str, prep: Preprocessing) -> tuple[cnn_arch.Network, int]:
     """A run's network in eval mode, whatever its last layer says, and its checkpoint's step.
 
     Raises RunError or CheckpointError where it can't be read.

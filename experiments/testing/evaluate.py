@@ -32,9 +32,9 @@ from experiments.data import preprocessing
 from experiments.network import Flat, for_tests, is_frozen, skeleton
 from experiments.runs import checkpoints, names, processes, runs
 from experiments.statistics import error_rate
-from experiments.testing import kept, predictions, protocols
-from experiments.testing.kept import OWN, Asked
+from experiments.testing import prediction_store, predictions, protocols
 from experiments.testing.metrics import Interpolation
+from experiments.testing.prediction_store import OWN, EvaluationSettings
 from experiments.testing.predictions import Predictions
 from experiments.testing.tester import Progress, Tester
 from experiments.training import optimizer
@@ -125,32 +125,36 @@ class Subject:
         self,
         run: runs.Run,
         mesh: Mesh,
-        asked: Asked = OWN,
+        settings: EvaluationSettings = OWN,
         bar: Bar = no_bar,
         on_bad: Callable[[str], None] = lambda reason: None,
         on_note: Callable[[str], None] = lambda note: None,
         reading: Bar = no_bar,
     ):
         config = run.config()
-        if asked.data == "":
+        if settings.data == "":
             raise runs.RunError("--data is empty; expected a folder, an .npz or a data set's name")
-        if asked.data is not None and config.data.split and _same(asked.data, config.data.path):
+        if (
+            settings.data is not None
+            and config.data.split
+            and _same(settings.data, config.data.path)
+        ):
             raise runs.RunError(
-                f"--data {asked.data} holds the images that {run.id} was trained on; without "
+                f"--data {settings.data} holds the images that {run.id} was trained on; without "
                 "--data, those are tested that data.split keeps for it"
             )
-        if asked.data is None and run.imported:
+        if settings.data is None and run.imported:
             raise runs.RunError(
                 f"{run.id} was imported and has no data of its own; say what to test it on with "
                 "--data"
             )
-        if asked.statistics_images and run.imported:
+        if settings.statistics_images and run.imported:
             raise runs.RunError(f"{run.id} was imported: it has no training images")
         self.mesh = processes.own_mesh(mesh)
-        self.run, self.config, self.asked = run, config, asked
+        self.run, self.config, self.settings = run, config, settings
         self.bar, self.on_bad = bar, on_bad
         self.on_note, self.reading = on_note, reading
-        self.step = checkpoints.step_of(run.checkpoints, asked.which)
+        self.step = checkpoints.step_of(run.checkpoints, settings.which)
 
     def tested(
         self, protocol: str = "center", scales: str | None = None, *, flip: bool = False
@@ -165,7 +169,7 @@ class Subject:
         of it is missing or unfit.
         """
         passes = protocols.resolve(protocol, self.config, scales, flip=flip)
-        if self.asked.data is not None and self.config.train.boxes != "none":
+        if self.settings.data is not None and self.config.train.boxes != "none":
             raise runs.RunError(f"{self.run.id} says boxes, and those of other images are not read")
         if self.config.train.boxes != "none" and (protocol, flip) != ("center", False):
             raise ConfigError(
@@ -175,8 +179,8 @@ class Subject:
         per_pass: list[Predictions] = []
         reused = True
         for part in passes:
-            file = self.asked.file(self.run, part)
-            saved = processes.read(partial(kept.read, file, self.about(part)))
+            file = self.settings.file(self.run, part)
+            saved = processes.read(partial(prediction_store.read, file, self.about(part)))
             if saved is None:
                 reused, saved = False, self.test(part, file)
             per_pass.append(saved)
@@ -185,8 +189,8 @@ class Subject:
         return Evaluated(
             run=self.run.id,
             row=names.labelled(self.run).row,
-            checkpoint=f"{self.asked.which} (step {self.step})",
-            data=self.asked.data or self.config.data.name,
+            checkpoint=f"{self.settings.which} (step {self.step})",
+            data=self.settings.data or self.config.data.name,
             classes=None if self._matched is None else self._matched.how,
             protocol=protocol + ("+flip" if flip else ""),
             crop=self.config.data.image_size,
@@ -205,7 +209,7 @@ class Subject:
             "run": self.run.id,
             "step": self.step,
             "pass": part.name,
-            "statistics_images": self.asked.statistics_images,
+            "statistics_images": self.settings.statistics_images,
             "rounding": crops.ROUNDING,
         }
         if self._matched is None:
@@ -220,7 +224,7 @@ class Subject:
     @property
     def _matched(self) -> Matched | None:
         """How the classes of other images than its own are the network's."""
-        return None if self.asked.data is None else self.data.matched
+        return None if self.settings.data is None else self.data.matched
 
     @cached_property
     def own(self) -> data_lib.Data:
@@ -241,26 +245,26 @@ class Subject:
     @cached_property
     def data(self) -> data_lib.TestData:
         """The images that are tested."""
-        if self.asked.data is None:
+        if self.settings.data is None:
             return self.own
         prep = preprocessing.load(self.run.folder / preprocessing.FILE)
-        with self.reading(self.asked.data) as on_read:
+        with self.reading(self.settings.data) as on_read:
             return given_data.open_test(
-                self.asked.data,
+                self.settings.data,
                 prep,
                 self.config,
                 self.on_bad,
                 self.on_note,
                 on_read,
-                in_order=self.asked.classes_in_order,
+                in_order=self.settings.classes_in_order,
             )
 
     def test(self, part: protocols.Pass, file: Path) -> Predictions:
         """Computes a pass, or the images that are still missing in it, and keeps it in `file`."""
         tester, params, stats = self.network
         data, about = self.data, self.about(part)
-        view = part.view(data.crop, square=data.square, warp=data.seen.warp)
-        mirror = part.mirror and data.seen.mirror_ok
+        view = part.view(data.crop, square=data.square, warp=data.preprocessing.warp)
+        mirror = part.mirror and data.preprocessing.mirror_ok
         if part.kind == "center" and part.mirror and not mirror:
             raise ConfigError(f"--flip: a mirrored image of {data.name} is not one of its class")
         total = data.counts["test"]
@@ -279,7 +283,7 @@ class Subject:
     @cached_property
     def network(self) -> tuple[Tester, Flat, Flat]:
         """The tester, and the network's parameters and statistics on the mesh."""
-        step, arrays = checkpoints.load_network(self.run.checkpoints, self.asked.which)
+        step, arrays = checkpoints.load_network(self.run.checkpoints, self.settings.which)
         if step != self.step:
             raise runs.RunError(
                 f"{self.run.id} is in training: checkpoint {step} took the place of {self.step}"
@@ -289,7 +293,7 @@ class Subject:
         eval_skeleton.check(params, stats, self.run.checkpoints)
         everywhere = NamedSharding(self.mesh, P())
         params, stats = jax.device_put((params, stats), everywhere)
-        images = self.asked.statistics_images
+        images = self.settings.statistics_images
         if images:
             with self.bar(f"{self.run.id}: statistics of batches") as on_progress:
                 stats = batch_statistics(
@@ -370,7 +374,7 @@ def collect(
             path.unlink(missing_ok=True)
     if not processes.agreed(tested is not None):
         return None
-    return processes.seen(lambda: kept.read(file, about)) or predictions.load(file)
+    return processes.seen(lambda: prediction_store.read(file, about)) or predictions.load(file)
 
 
 def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict[Path, Predictions]:
@@ -378,7 +382,7 @@ def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict
     partials: dict[Path, Predictions] = {}
     total, classes = shape
     for path in sorted(file.parent.glob(f"{PARTIAL}*-{file.name}")):
-        part = kept.read(path, about, ended=False)
+        part = prediction_store.read(path, about, ended=False)
         if part and part.posteriors.shape[1] == classes and part.ids.max() < total:
             ids = [i for p in partials.values() for i in p.ids]
             partials[path] = part.chosen(~np.isin(part.ids, ids))

@@ -204,7 +204,9 @@ class Tester:
                 return outputs.reshape(b, views, -1).mean(axis=1)
             if self.boxes:  # of the one view, see `evaluate.Subject`
                 return regression.boxes_of(outputs, inputs["labels"], self.data.crop)
-            posteriors = jax.nn.log_sigmoid if self.data.seen.several else jax.nn.log_softmax
+            posteriors = (
+                jax.nn.log_sigmoid if self.data.preprocessing.several else jax.nn.log_softmax
+            )
             logs = posteriors(outputs).reshape(b, views, -1)
             if views == 1:
                 return logs[:, 0]

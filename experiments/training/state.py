@@ -261,7 +261,7 @@ def start(
         frozen=frozen,
         gradient_dtype=config.train.gradient_dtype,
         loss=config.train.loss,
-        several=data.seen.several,
+        several=data.preprocessing.several,
     )
     if seeds is not None:
         params, stats = ({name: seeds[name] for name in tree} for tree in (params, stats))

@@ -98,7 +98,7 @@ def _gradient(
 ) -> Callable[..., Any]:
     """`(trained, fixed, stats, constants, seed, inputs)` -> mean loss, share of wrong answers,
     gradients by `trained`, new running statistics; all over the micro-batches of a batch."""
-    t, parts, several = config.train, config.train.accumulate, data.seen.several
+    t, parts, several = config.train, config.train.accumulate, data.preprocessing.several
     spread = NamedSharding(mesh, P("data"))
 
     def loss(

@@ -26,7 +26,7 @@ from experiments import network, tracking
 from experiments.data import preprocessing
 from experiments.runs import processes, runs
 from experiments.runs.checkpoints import CheckpointError, Checkpoints, load_network
-from experiments.testing import evaluate, kept
+from experiments.testing import evaluate, prediction_store
 from experiments.testing.predictions import Predictions
 from experiments.testing.tester import Tester
 from experiments.tracking.following import following
@@ -134,7 +134,7 @@ def _train(run: runs.Run, mesh: Mesh, on_event: OnEvent, stop: Stop) -> dict[str
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state, on_damaged=note))
         elif processes.first():
-            preprocessing.save(run.folder / preprocessing.FILE, data.seen)
+            preprocessing.save(run.folder / preprocessing.FILE, data.preprocessing)
         if training.position < training.total and processes.first():
             for part in FINAL:  # of an earlier training that was begun anew
                 for file in (run.folder / "predictions").glob(f"*{part}-center.npz"):
@@ -342,7 +342,7 @@ def _finish(
     cost = network.cost(config, data.classes, data.channels)
     result = {
         "protocol": "center",
-        **evaluate.error_counts(on_test, data.seen.class_names),
+        **evaluate.error_counts(on_test, data.preprocessing.class_names),
         "left_out": data.counts["test"] - len(on_test.labels),
         "test_loss": on_test.mean_loss,
         "train_loss": on_train.mean_loss,
@@ -395,7 +395,7 @@ def _tested(
             )
 
     about = {"run": run.id, "step": training.total, "part": part, "rounding": crops.ROUNDING}
-    predictions = processes.read(lambda: kept.read(file, about))
+    predictions = processes.read(lambda: prediction_store.read(file, about))
     if predictions is None:
         params, stats = processes.here(training.tested(), tester.mesh)
         predictions = evaluate.collect(

@@ -161,25 +161,25 @@ class Extractor(evaluate.Subject):
     """A run whose features are asked for, on all images of a set.
 
     data: as `collections.open_collection` takes it; the run's own images by default. which: as in
-    `evaluate.Asked`. hearers: as of `evaluate.Subject`. Raises what `evaluate.Subject` does.
+    `EvaluationSettings`. hearers: as of `evaluate.Subject`. Raises what `evaluate.Subject` does.
     """
 
     def __init__(
         self, run: runs.Run, mesh: Mesh, data: str | None, which: str = "last", **hearers: Any
     ):
-        super().__init__(run, mesh, evaluate.Asked(which=which, data=data), **hearers)
+        super().__init__(run, mesh, evaluate.EvaluationSettings(which=which, data=data), **hearers)
         self.own_images = data is None
         if data is None:
-            self.asked = evaluate.Asked(which=which, data=own_set(run))
+            self.settings = evaluate.EvaluationSettings(which=which, data=own_set(run))
 
     @cached_property
     def collection(self) -> Collection:
         """All images of the set."""
-        with self.reading(str(self.asked.data)) as on_read:
+        with self.reading(str(self.settings.data)) as on_read:
             if self.own_images:
                 collection = own_images(self.run, on_read)
             else:
-                collection = collections.open_collection(str(self.asked.data), on_read)
+                collection = collections.open_collection(str(self.settings.data), on_read)
         for note in collection.images.notes:
             self.on_note(note)
         return collection
@@ -271,7 +271,7 @@ class Extractor(evaluate.Subject):
         return digest.hexdigest()[:16]
 
     def _file(self, part: protocols.Pass, layer: str) -> Path:
-        test = self.asked.file(self.run, part).stem.removeprefix("other-")
+        test = self.settings.file(self.run, part).stem.removeprefix("other-")
         return self.run.folder / FOLDER / f"{re.sub('[^A-Za-z0-9]+', '.', layer)}-{test}.npy"
 
     def _compute(
@@ -279,8 +279,8 @@ class Extractor(evaluate.Subject):
     ) -> None:
         tester, params, stats = self.network
         data, n = self.data, len(self.collection)
-        view = part.view(data.crop, square=data.square, warp=data.seen.warp)
-        mirror = part.mirror and data.seen.mirror_ok
+        view = part.view(data.crop, square=data.square, warp=data.preprocessing.warp)
+        mirror = part.mirror and data.preprocessing.mirror_ok
         if part.kind == "center" and part.mirror and not mirror:
             raise ConfigError(f"--flip: a mirrored image of {data.name} is not one of its class")
         label = f"{self.run.id} {layer} {part.name}"

@@ -31,7 +31,7 @@ from experiments.transfer import heads
 from experiments.transfer.features import Extractor, Found
 from experiments.transfer.transfer import How, Result, Split, check_classes, tested
 from input_pipeline import DataError, balanced, order, sources
-from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, Held
+from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, InMemory
 
 HEAD, ALL = "head", "all"  # in place of a layer's name: the last layer only, or every layer
 RATE = 10.0  # of the last layer, as a multiple of the other layers'
@@ -109,7 +109,7 @@ def _data_of(subject: Extractor) -> dict[str, Any]:
     """The keys of `data` that name a set; for the run's own images, those of its config."""
     if subject.own_images:
         return {key: subject.config.data[key] for key in ("name", "path", "split")}
-    name, parts = str(subject.asked.data), subject.collection.parts
+    name, parts = str(subject.settings.data), subject.collection.parts
     root = Path(name).expanduser()
     if root.suffix == ".npz" and not root.is_dir():
         return {"name": "npz", "path": name}
@@ -171,7 +171,7 @@ def rows_of(
     """
     row_of: np.ndarray = np.full(len(collection), -1)
     row_of[features.of.ids] = np.arange(len(features.of.ids))
-    if isinstance(collection.images, Held):
+    if isinstance(collection.images, InMemory):
         ids = [np.flatnonzero(collection.parts == part) for part in (TRAIN, TEST)]
     else:
         places = {collection.images.where(i): i for i in range(len(collection))}

@@ -57,7 +57,7 @@ def make(subject: Extractor, result: Result, folder: Path) -> runs.Run:
     record = {
         "run": subject.run.id,
         "step": subject.step,
-        "which": subject.asked.which,
+        "which": subject.settings.which,
         **json.loads(json.dumps(result.to_json())),
     }
     identity = {k: v for k, v in record.items() if k not in ("splits", "feature_seconds")}
@@ -71,7 +71,7 @@ def make(subject: Extractor, result: Result, folder: Path) -> runs.Run:
     if run.read("run") is not None:
         return run
     prep = preprocessing.load(subject.run.folder / preprocessing.FILE)
-    _, trees = checkpoints.load_network(subject.run.checkpoints, subject.asked.which)
+    _, trees = checkpoints.load_network(subject.run.checkpoints, subject.settings.which)
     params, stats = for_tests(trees)
     config = _without_training(config)
     classes = len(result.class_names)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from input_pipeline.annotations.annotation import Annotation
 from input_pipeline.annotations.matching import Annotated, Gathered, Matching
-from input_pipeline.annotations.records import WORD, read_records
+from input_pipeline.annotations.records import RECORDS, read_records
 from input_pipeline.annotations.tables import KAGGLES, read_table
 from input_pipeline.annotations.xml_files import (
     ILSVRC,
@@ -26,9 +26,9 @@ from input_pipeline.annotations.xml_files import (
     read_xml,
 )
 from input_pipeline.errors import DataError
-from input_pipeline.sources.source import ImageSet, Progress, reading
+from input_pipeline.sources.source import ImageSet, Progress, as_data_errors
 
-__all__ = ["WORD", "Annotated", "read_boxes"]
+__all__ = ["RECORDS", "Annotated", "read_boxes"]
 
 EXPECTED = (
     "a folder with XML files, ILSVRC's bbox tars or Kaggle's tables in it; an XML file, a tar of "
@@ -43,7 +43,7 @@ def read_boxes(path: str, images: ImageSet, on_read: Progress | None = None) -> 
     in any unit. Raises DataError where nothing can be read, or no annotation is of an image of the
     set.
     """
-    if path == WORD:
+    if path == RECORDS:
         gathered = Gathered(images)
         for i, label, annotation in read_records(images, on_read):
             gathered.labels[i] = label
@@ -74,7 +74,7 @@ def _read(place: Path, on_read: Progress | None) -> Iterator[Annotation]:
 
 def _read_in(folder: Path, on_read: Progress | None) -> Iterator[Annotation]:
     """The annotations in a folder: published tars or tables, or else XML files."""
-    with reading(folder):
+    with as_data_errors(folder):
         names = sorted(os.listdir(folder))
     tables = [name for name in names if name in KAGGLES]
     tars = [name for name in names if ILSVRC.fullmatch(name)]

@@ -11,7 +11,7 @@ from input_pipeline.errors import DataError
 from input_pipeline.sources import TfdsSource
 from input_pipeline.sources.source import ImageSet, Progress
 
-WORD = "records"  # in place of a path; on the command line it is `own`
+RECORDS = "records"  # in place of a path; on the command line it is `own`
 _OFTEN = 256  # records between two calls of `on_read`
 
 

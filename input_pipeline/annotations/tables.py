@@ -18,7 +18,7 @@ from pathlib import Path
 from input_pipeline.annotations.annotation import Annotation, Object
 from input_pipeline.annotations.xml_files import FROM_0
 from input_pipeline.errors import DataError
-from input_pipeline.sources.source import Progress, reading
+from input_pipeline.sources.source import Progress, as_data_errors
 
 KAGGLES = ("LOC_train_solution.csv", "LOC_val_solution.csv")
 _KAGGLE = ["ImageId", "PredictionString"]
@@ -30,7 +30,7 @@ Row = tuple[str, list[str]]  # (where it is, for messages; its cells)
 
 def read_table(file: Path, on_read: Progress | None) -> Iterator[Annotation]:
     """The annotations of a table. DataError if it is none, or has another header."""
-    with reading(file):
+    with as_data_errors(file):
         rows = _rows(file, on_read)
         _, header = next(rows, ("", []))
         if header == _KAGGLE:

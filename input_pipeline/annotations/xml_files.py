@@ -23,7 +23,7 @@ from xml.parsers import expat
 
 from input_pipeline.annotations.annotation import Annotation, Object
 from input_pipeline.errors import DataError
-from input_pipeline.sources.source import Progress, again, reading
+from input_pipeline.sources.source import Progress, as_data_errors, retried
 from input_pipeline.sources.tars import whole_tar
 
 LARGEST = 1 << 20  # bytes of a file; ILSVRC's and VOC's largest have some 30,000
@@ -66,7 +66,7 @@ def _xml_files(folder: Path) -> Iterator[str]:
     def stop(error: OSError) -> None:
         raise error
 
-    with reading(folder):
+    with as_data_errors(folder):
         for top, folders, names in os.walk(folder, onerror=stop, followlinks=True):
             stat = os.stat(top)
             if (stat.st_dev, stat.st_ino) in visited:
@@ -89,7 +89,7 @@ def _content(file: str) -> bytes | str:
             return stream.read(LARGEST + 1)
 
     try:
-        return again(read)
+        return retried(read)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
 

@@ -77,7 +77,7 @@ class Joined(Source):
         return source.pixels(position)
 
 
-class Held(Source):
+class InMemory(Source):
     """Images that lie in memory, (n, H, W, C) uint8 with 1 or 3 channels, as PPM files."""
 
     labels: np.ndarray

@@ -18,7 +18,7 @@ import numpy as np
 from input_pipeline.errors import DataError
 from input_pipeline.sources import cache
 from input_pipeline.sources.source import Names, Progress, Source
-from input_pipeline.threads import Room, each
+from input_pipeline.threads import MemoryBudget, run_in_threads
 from input_pipeline.whole_files import Arrays
 
 BYTES = 16  # of a hash
@@ -124,7 +124,7 @@ def _hash_images(
 
     Threads gain time here, as reading waits and hashing releases Python's lock.
     """
-    room = Room(_MAX_BYTES)
+    room = MemoryBudget(_MAX_BYTES)
 
     def work(i: int) -> None:
         with room.take(source.size(i)), contextlib.suppress(OSError, DataError):
@@ -134,7 +134,7 @@ def _hash_images(
             digest = of_bytes(digest + b"%d" % label) if labels else digest
             hashes[i] = np.frombuffer(digest, np.uint8)
 
-    for count in each(work, indices.tolist(), max(8, 2 * (os.cpu_count() or 1))):
+    for count in run_in_threads(work, indices.tolist(), max(8, 2 * (os.cpu_count() or 1))):
         if on_progress is not None:
             on_progress(count, len(indices))
         yield

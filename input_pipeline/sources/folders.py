@@ -27,10 +27,10 @@ from input_pipeline.sources.source import (
     Names,
     Progress,
     Source,
+    as_data_errors,
     check_classes,
     fingerprint,
-    reading,
-    some,
+    first_names,
 )
 
 EXPECTED = "{root}/train/CLASS/image files and {root}/val/CLASS/image files"
@@ -108,7 +108,9 @@ def open_folder(root: Path, on_progress: Progress | None = None) -> ImageSet:
         if unknown:
             name = nearest("{!r}", min(unknown), folders)
             hint = f" (is {name} meant by {min(unknown)!r}?)" if name else ""
-            raise DataError(f"{test_folder} has classes that train has not: {some(unknown)}{hint}")
+            raise DataError(
+                f"{test_folder} has classes that train has not: {first_names(unknown)}{hint}"
+            )
         test = list_classes(test_folder, folders, [folders.index(name) for name in test_classes])
     else:
         test = list_flat(test_folder, root, folders)
@@ -129,7 +131,7 @@ def tested_part(where: Path | str, parts: Sequence[str]) -> list[str]:
     """A note that only the first test part is read, if there are several."""
     if len(parts) < 2:
         return []
-    return [f"{where}: {parts[0]!r} is the test part; {some(parts[1:])} is not read"]
+    return [f"{where}: {parts[0]!r} is the test part; {first_names(parts[1:])} is not read"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -231,7 +233,7 @@ def check_no_images_beside(part: Path) -> None:
     if beside:
         raise DataError(
             f"{part} holds folders of classes and, beside them, image files ({len(beside)}): "
-            f"{some(beside)}; move each into the folder of its class, or elsewhere"
+            f"{first_names(beside)}; move each into the folder of its class, or elsewhere"
         )
 
 
@@ -253,7 +255,7 @@ def check_parts(root: Path) -> None:
     names = subfolders(root)
     if any(has_images(root / name) for name in names[:20]):
         raise DataError(
-            f"{root} holds folders of classes ({some(names)}) but no train and val; "
+            f"{root} holds folders of classes ({first_names(names)}) but no train and val; "
             "data.split=0.2 tests on a fifth of each class; or move some images of each class to "
             f"{root}/val/CLASS/ and the others to {root}/train/CLASS/"
         )
@@ -265,7 +267,7 @@ def check_parts(root: Path) -> None:
 
 def subfolders(folder: Path) -> list[str]:
     """The names of the folders in `folder`, sorted, without hidden ones."""
-    with reading(folder), os.scandir(folder) as entries:
+    with as_data_errors(folder), os.scandir(folder) as entries:
         return sorted(
             entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)
         )
@@ -305,7 +307,7 @@ def _list_folder(folder: Path, unread: Unread, deep: bool = True) -> list[File]:
 
 def _walk(folder: Path, unread: Unread, deep: bool) -> Iterator[File]:
     top = os.fsencode(folder)
-    with reading(folder):
+    with as_data_errors(folder):
         ancestors = {
             _inode(os.stat(path)) for path in (folder.resolve(), *folder.resolve().parents)
         }
@@ -396,7 +398,7 @@ def list_classes(part: Path, folders: Sequence[str], classes: Iterable[int]) -> 
 def _add_beside(part: Path, unread: Unread) -> None:
     """Counts what is not read beside the folders of classes and in hidden folders."""
     top = os.fsencode(part)
-    with reading(part):
+    with as_data_errors(part):
         hidden = [name for name in os.listdir(top) if name.startswith(b".")]
     _list_folder(part, unread, deep=False)
     for name in hidden:

@@ -19,7 +19,7 @@ import numpy as np
 
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import SUFFIXES
-from input_pipeline.sources.source import reading, some
+from input_pipeline.sources.source import as_data_errors, first_names
 
 _SOLUTION = "LOC_val_solution.csv"
 _WNID_LISTS = (
@@ -48,7 +48,7 @@ def flat_labels(
     index = {name: k for k, name in enumerate(folders)}
     unknown = set(wnids) - index.keys()
     if unknown:
-        raise DataError(f"{file}: images of classes that train has not: {some(unknown)}")
+        raise DataError(f"{file}: images of classes that train has not: {first_names(unknown)}")
     return np.array([index[wnid] for wnid in wnids], np.int32)
 
 
@@ -73,7 +73,7 @@ def _wnids(where: Path, names: list[bytes], places: Sequence[Path]) -> tuple[lis
 
 
 def _read_text(file: Path) -> str:
-    with reading(file), file.open("rb") as stream:
+    with as_data_errors(file), file.open("rb") as stream:
         content = stream.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise DataError(f"{file}: more than {_LARGEST >> 20} MB; expected a line an image")
@@ -93,7 +93,7 @@ def _wnids_of_solution(names: list[bytes], file: Path) -> list[str]:
     stems = [os.path.splitext(os.fsdecode(name))[0] for name in names]
     missing = set(stems) - wnid_of.keys()
     if missing:
-        raise DataError(f"{file}: no row for the images {some(missing)}")
+        raise DataError(f"{file}: no row for the images {first_names(missing)}")
     return [wnid_of[stem] for stem in stems]
 
 
@@ -130,7 +130,7 @@ def _devkit_file(places: Sequence[Path], name: str) -> tuple[bytes, Path] | None
     for place in places:
         for file in (place / name, place / "data" / name, place / _DEVKIT / "data" / name):
             if file.is_file():
-                with reading(file):
+                with as_data_errors(file):
                     return file.read_bytes(), file
         archive = place / f"{_DEVKIT}.tar.gz"
         if archive.is_file():

@@ -10,10 +10,17 @@ from input_pipeline.classes import Matched, match
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import SUFFIXES, TEST_PARTS, imagenet_classes, imagenet_names
 from input_pipeline.sources import folders, shards, tars, tfds_sets
-from input_pipeline.sources.source import Changed, ImageSet, Progress, Source, fingerprint, some
+from input_pipeline.sources.source import (
+    ImageSet,
+    Progress,
+    Source,
+    Wrapped,
+    fingerprint,
+    first_names,
+)
 
 
-class Relabelled(Changed):
+class Relabelled(Wrapped):
     """The same images; label k becomes index[k]."""
 
     def __init__(self, source: Source, index: Sequence[int]):
@@ -124,7 +131,9 @@ def folder_set(root: Path, on_progress: Progress | None = None) -> ImageSet:
     if classes:
         folders.check_no_images_beside(part)
         if len(classes) < len(subfolders):
-            notes.append(f"{part}: no images in the folders {some(set(subfolders) - set(classes))}")
+            notes.append(
+                f"{part}: no images in the folders {first_names(set(subfolders) - set(classes))}"
+            )
         listing = folders.list_classes(part, classes, range(len(classes)))
     elif folders.has_images(part):
         listing, classes = _list_flat(part, root)

@@ -49,14 +49,14 @@ class Source(abc.ABC):
 
     def read_again(self, i: int) -> tuple[bytes, int]:
         """`read`, tried again where storage fails, which is no fault of the file."""
-        return again(lambda: self.read(i))
+        return retried(lambda: self.read(i))
 
     def take(self, indices: np.ndarray) -> "Source":
         """The images at `indices`, in that order."""
         return _Subset(self, np.asarray(indices))
 
 
-def again(read: Callable[[], T]) -> T:
+def retried(read: Callable[[], T]) -> T:
     """The return value of `read`, called again where storage fails. Raises OSError or DataError."""
     for pause in PAUSES:
         try:
@@ -70,7 +70,7 @@ def again(read: Callable[[], T]) -> T:
     return read()
 
 
-class Changed(Source):
+class Wrapped(Source):
     """The images of another source; subclasses change what `read` returns."""
 
     def __init__(self, source: Source):
@@ -214,11 +214,11 @@ def check_classes(where: Path, folders: Sequence[str], counts: np.ndarray) -> No
     if empty:
         raise DataError(
             f"{where}: no image files (of type {', '.join(SUFFIXES)}) of {len(empty)} of "
-            f"{len(folders)} classes: {some(empty)}"
+            f"{len(folders)} classes: {first_names(empty)}"
         )
 
 
-def some(names: Iterable[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
     """The first few names, and how many others."""
     names = sorted(names)
     more = f" and {len(names) - 5} others" if len(names) > 5 else ""
@@ -226,7 +226,7 @@ def some(names: Iterable[str]) -> str:
 
 
 @contextlib.contextmanager
-def reading(path: object) -> Iterator[None]:
+def as_data_errors(path: object) -> Iterator[None]:
     """Turns the OSErrors of a file or folder that cannot be read into DataErrors."""
     try:
         yield

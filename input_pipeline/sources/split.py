@@ -16,7 +16,13 @@ from input_pipeline.datasets import stratified
 from input_pipeline.errors import DataError
 from input_pipeline.image_files import TEST_PARTS, imagenet_names
 from input_pipeline.sources import folders
-from input_pipeline.sources.source import ImageSet, Progress, check_classes, fingerprint, some
+from input_pipeline.sources.source import (
+    ImageSet,
+    Progress,
+    check_classes,
+    fingerprint,
+    first_names,
+)
 
 
 def open_split(root: Path, share: float, on_progress: Progress | None = None) -> ImageSet:
@@ -43,7 +49,7 @@ def open_split(root: Path, share: float, on_progress: Progress | None = None) ->
     if few:
         raise DataError(
             f"{root}: too few images of {len(few)} of {len(classes)} classes for split={share}: "
-            f"{some(few)}; expected two at least, one to train on and one to test on"
+            f"{first_names(few)}; expected two at least, one to train on and one to test on"
         )
     in_test = stratified(
         listing.labels, round(share * len(listing.labels)), _ranks(listing, classes), 1

@@ -26,9 +26,9 @@ from input_pipeline.sources.source import (
     Names,
     Progress,
     Source,
+    as_data_errors,
     check_classes,
     fingerprint,
-    reading,
 )
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -79,7 +79,7 @@ def open_ilsvrc(root: Path, on_progress: Progress | None) -> ImageSet:
         if on_progress is not None:
             on_progress(bytes_read, total_bytes)
 
-    with reading(train_file):
+    with as_data_errors(train_file):
         arrays = of_files(
             "tar of tars", [train_file], lambda: _walk_nested(train_file, add_progress)
         )
@@ -89,7 +89,7 @@ def open_ilsvrc(root: Path, on_progress: Progress | None) -> ImageSet:
     train = Listing(names_of(arrays), labels)
     train_digest = train.digest(arrays["hashes"])
     train_source = TarSource(train_file, train, arrays, inner=folders)
-    with reading(val_file):
+    with as_data_errors(val_file):
         arrays = of_files("tar of images", [val_file], lambda: _walk_flat(val_file, add_progress))
     names = list(names_of(arrays))
     labels = flat_labels(val_file, names, [root], folders)
@@ -176,7 +176,7 @@ def members(
             on_progress(file.stat().st_size, file.stat().st_size)
         return arrays
 
-    with reading(file):
+    with as_data_errors(file):
         arrays = of_files(f"tar of {kind}", [file], build)
     names = list(names_of(arrays))
     duplicates = [

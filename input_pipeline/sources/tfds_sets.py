@@ -17,7 +17,7 @@ from input_pipeline.sources import contents
 from input_pipeline.sources.byte_ranges import ByteRanges
 from input_pipeline.sources.cache import Arrays, of_files
 from input_pipeline.sources.folders import tested_part
-from input_pipeline.sources.source import ImageSet, Progress, Source, reading
+from input_pipeline.sources.source import ImageSet, Progress, Source, as_data_errors
 from input_pipeline.tfrecords import example_features, example_numbers, record_places
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def open_tfds(
     for split, source in sources.items():
         digest.update(f"\0{split} {len(source)}\0".encode())
         files = [Path(file) for file in info.splits[split].filepaths]
-        with reading(files[0].parent):
+        with as_data_errors(files[0].parent):
             hashes = contents.of_large_files("examples", files, source, on_progress, labels=True)
         digest.update(hashes.tobytes())
     return ImageSet(
@@ -178,7 +178,7 @@ def _box_feature(features: "tfds.features.FeaturesDict") -> BoxFeature | None:
 
 def _tfrecords(folder: Path, info: "tfds.core.SplitInfo") -> ByteRanges:
     files = [Path(file) for file in info.filepaths]
-    with reading(folder):
+    with as_data_errors(folder):
         places = of_files("tfrecords", files, lambda: _walk(files))
     if places["counts"].tolist() != list(info.shard_lengths):
         raise DataError(

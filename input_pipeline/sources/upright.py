@@ -2,10 +2,10 @@
 
 from input_pipeline import image_files
 from input_pipeline.pixels import Pixels, ppm
-from input_pipeline.sources.source import Changed
+from input_pipeline.sources.source import Wrapped
 
 
-class Upright(Changed):
+class Upright(Wrapped):
     """The same images; those that state an orientation are turned and handed on as PPM files."""
 
     def read(self, i: int) -> tuple[bytes, int]:

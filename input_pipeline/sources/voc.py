@@ -22,8 +22,8 @@ from input_pipeline.sources.source import (
     Names,
     Progress,
     Source,
+    as_data_errors,
     fingerprint,
-    reading,
 )
 
 TARS = {
@@ -184,7 +184,7 @@ def _image_indices(parts: list[_Part], places: dict[str, int]) -> np.ndarray:
 
 def _in_folder(root: Path, on_progress: Progress | None) -> _Files:
     images = folders.list_classes(root, [_IMAGES], [0])
-    with reading(root / _LISTS):
+    with as_data_errors(root / _LISTS):
         lists = [
             (file.name, (str(file), file.read_text("utf-8", "replace")))
             for file in (root / _LISTS).glob("*_*.txt")

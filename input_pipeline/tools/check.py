@@ -23,8 +23,8 @@ from input_pipeline.annotations.matching import BEYOND, SCALED, STRETCHED, count
 from input_pipeline.boxes import Boxes
 from input_pipeline.crops import IMAGENET_CROP
 from input_pipeline.sources import ImageSet, Source
-from input_pipeline.sources.source import Changed
-from input_pipeline.threads import Room, each
+from input_pipeline.sources.source import Wrapped
+from input_pipeline.threads import MemoryBudget, run_in_threads
 
 WAYS = {
     viewer.PLAIN: "fast",
@@ -34,8 +34,8 @@ WAYS = {
 }
 NAMED = 5  # duplicates that are listed by name
 # Limits on what all threads together hold at once; a larger file or image is read alone.
-MOST_BYTES = 2**26  # of files
-MOST_PIXELS = 2**25
+MAX_BYTES = 2**26  # of files
+MAX_PIXELS = 2**25
 FEW = 0.1  # a class with less than this share of the median number of images a class is named
 
 
@@ -136,7 +136,9 @@ def check(
     parts: dict[str, _Reading] = {}
     for name, source in sources.items():
         parts[name] = _Reading(name, source)
-        with contextlib.closing(each(parts[name].take_note, range(len(source)), threads)) as counts:
+        with contextlib.closing(
+            run_in_threads(parts[name].take_note, range(len(source)), threads)
+        ) as counts:
             for done in counts:
                 if previous + done:
                     on_progress(previous + done, total)
@@ -184,7 +186,7 @@ def _size_problems(boxes: Boxes, i: int, size: list[int]) -> list[str]:
     return [SCALED if same_shape else STRETCHED]
 
 
-class _Reading(Changed):
+class _Reading(Wrapped):
     """One part's images; notes facts of each in arrays (N,) while the viewer reads it."""
 
     labels: np.ndarray
@@ -199,7 +201,7 @@ class _Reading(Changed):
         self._ways: np.ndarray = np.full(n, viewer.UNUSABLE, np.uint8)
         self._formats = ["not read"] * n
         self._turned: np.ndarray = np.zeros(n, bool)
-        self._bytes, self._pixels = Room(MOST_BYTES), Room(MOST_PIXELS)
+        self._bytes, self._pixels = MemoryBudget(MAX_BYTES), MemoryBudget(MAX_PIXELS)
         self._viewer = viewer.as_stored(self)
 
     def read(self, i: int) -> tuple[bytes, int]:

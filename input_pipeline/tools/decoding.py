@@ -11,10 +11,10 @@ from input_pipeline.errors import DataError
 from input_pipeline.pixels import ppm
 from input_pipeline.sources import Source
 from input_pipeline.sources.shards import CHECKSUM, ENCODED, PLAIN, Features
-from input_pipeline.sources.source import reading
+from input_pipeline.sources.source import as_data_errors
 from input_pipeline.stream import cores
 from input_pipeline.tfrecords import checksum
-from input_pipeline.threads import each
+from input_pipeline.threads import run_in_threads
 
 _OVERHEAD = 256  # bytes of a record beside its image, roughly
 
@@ -81,13 +81,13 @@ def room(
 
     def measure(k: int) -> None:
         source, i = images[k]
-        with reading(source.where(i)):
+        with as_data_errors(source.where(i)):
             content, _ = source.read(i)
         height, width = image_files.stated_size(content)
         rows, columns = shrunk(height, width, short_side)
         sizes[k] = (3 * rows * columns or len(content)) + _OVERHEAD
 
-    for count in each(measure, range(len(images)), max(4, 2 * cores())):
+    for count in run_in_threads(measure, range(len(images)), max(4, 2 * cores())):
         on_progress(count, len(images))
     return int(sizes.sum())
 

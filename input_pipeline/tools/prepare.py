@@ -34,7 +34,7 @@ from input_pipeline.pixels import ppm_header
 from input_pipeline.sources import ImageSet, Source, contents
 from input_pipeline.sources import shards as layout
 from input_pipeline.sources.shards import INDEX_FILE, PARTS, SHARDS_FILE
-from input_pipeline.sources.source import reading, some
+from input_pipeline.sources.source import as_data_errors, first_names
 from input_pipeline.stream import cores
 from input_pipeline.tfrecords import checked_records, example, example_features, write_record
 from input_pipeline.tools import decoding
@@ -91,7 +91,7 @@ def prepare(
     with contextlib.ExitStack() as stack:
         with _writing(out, "expected a new folder, or an unfinished one"):
             out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_alone(out))
+            stack.enter_context(_locked(out))
         with _writing(out, "finished shards stay, and the same command goes on with the others"):
             state = _start_or_resume(out, state, shards)
             return _write_missing(images, out, state, processes, on_progress, on_room)
@@ -116,8 +116,8 @@ def _check_images(images: ImageSet) -> None:
     missing = [source.where(i) for source in (images.train, images.test) for i in source.missing]
     if missing:
         raise DataError(
-            f"image files that are links that lead nowhere ({len(missing)}): {some(missing)}; "
-            "mend or delete them"
+            f"image files that are links that lead nowhere ({len(missing)}): "
+            f"{first_names(missing)}; mend or delete them"
         )
 
 
@@ -132,7 +132,7 @@ def _writing(out: Path, advice: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     """Locks the folder, as two calls would delete each other's unfinished files there."""
     # A file, as network file systems lock only what is open for writing.
     descriptor = os.open(out / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
@@ -456,7 +456,7 @@ def _write_images(
     undecodable: list[str] = []
     for i in range(shard.start, shard.stop):
         where, usable = source.where(i), True
-        with reading(where):
+        with as_data_errors(where):
             content, label = source.read(i)
         if work.short_side is not None:
             try:

@@ -44,7 +44,7 @@ class Tile:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class SheetRow:
     """An image of the sheet, with its views."""
 
     index: int
@@ -78,7 +78,7 @@ def usable(
     images = []
     for indices in candidates:
         for index in indices:
-            views, about = stored.one(index, 0)
+            views, about = stored.example(index, 0)
             if about[viewer.KIND] != viewer.UNUSABLE:
                 images.append((index, views[0], int(about[viewer.LABEL])))
                 break
@@ -116,7 +116,7 @@ def fit_colours(
         if not len(images.train):
             raise DataError(f"colour {kind!r} needs a train part, and {images.name} has none")
         side = view.S if isinstance(view, crops.SquareView) else view.crop
-        decoding = stream.Decoding(most=1.0)
+        decoding = stream.Decoding(max_unusable=1.0)
         statistics = SquareStatistics.fit(images.train, side, count, decoding, on_progress).pixels
     return Colours(kind, colour.constants(kind, 3, statistics), mirror)
 
@@ -132,7 +132,7 @@ def views_of_training(
     count: int,
     boxes: Boxes | None = None,
     on_bad: Callable[[str], None] = lambda reason: None,
-) -> list[Shown]:
+) -> list[SheetRow]:
     """`count` images, each as it is shown in the epochs 0 to `epochs` - 1.
 
     boxes: of the part's objects, to draw them. A training that holds images out numbers the others
@@ -165,7 +165,7 @@ def views_of_training(
     for index, image, label in usable(source, choose(source, count, seed), on_bad):
         size = (image.shape[0], image.shape[1])
         placed = [examples.places(*size, index, epoch)[0] for epoch in range(epochs)]
-        views = np.concatenate([examples.one(index, epoch)[0] for epoch in range(epochs)])
+        views = np.concatenate([examples.example(index, epoch)[0] for epoch in range(epochs)])
         epoch_numbers: np.ndarray = np.arange(epochs)
         recoloured, flips = on_device(views, np.full_like(epoch_numbers, index), epoch_numbers)
         pixels = np.clip(np.rint(np.asarray(recoloured)), 0, 255).astype(np.uint8)
@@ -178,7 +178,7 @@ def views_of_training(
                 seen_boxes = np.asarray(resident.mirrored_boxes(seen_boxes, view.crop))
             tiles.append(Tile(recoloured, place, captions, seen_boxes))
         name = images.class_names[label]
-        rows.append(Shown(index, name, source.where(index), image, tuple(tiles), objects))
+        rows.append(SheetRow(index, name, source.where(index), image, tuple(tiles), objects))
     return rows
 
 
@@ -191,7 +191,7 @@ def views_of_test(
     count: int,
     boxes: Boxes | None = None,
     on_bad: Callable[[str], None] = lambda reason: None,
-) -> list[Shown]:
+) -> list[SheetRow]:
     """`count` images, each with all its test views but their mirrors.
 
     boxes: of the part's objects, to draw them.
@@ -207,7 +207,7 @@ def views_of_test(
         return f"Q = {min(place.scaled)} at {place.offset}"
 
     selection = source.take(np.array([index for index, _, _ in chosen], np.int64))
-    rows: list[Shown] = []
+    rows: list[SheetRow] = []
     batches = stream.eval_stream(selection, view, batch=1)
     with contextlib.closing(batches):
         for (index, image, label), batch in zip(chosen, batches, strict=True):
@@ -218,7 +218,7 @@ def views_of_test(
                 for pixels, place in zip(batch.views[0], placed, strict=True)
             ]
             name = images.class_names[label]
-            rows.append(Shown(index, name, source.where(index), image, tuple(tiles), objects))
+            rows.append(SheetRow(index, name, source.where(index), image, tuple(tiles), objects))
     return rows
 
 
@@ -297,7 +297,7 @@ class _Plan(NamedTuple):
     height: int
 
 
-def _plan(rows: Sequence[Shown]) -> _Plan:
+def _plan(rows: Sequence[SheetRow]) -> _Plan:
     count = max(len(row.tiles) for row in rows)
     sizes = [tile.pixels.shape for row in rows for tile in row.tiles]
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
@@ -318,7 +318,7 @@ def _plan(rows: Sequence[Shown]) -> _Plan:
     )
 
 
-def sheet(rows: Sequence[Shown], title: str, subtitle: str) -> Sheet:
+def sheet(rows: Sequence[SheetRow], title: str, subtitle: str) -> Sheet:
     """Draws the images below each other, each with its views to the right."""
     plan = _plan(rows)
     side = 340 if plan.height < 400 else 480
@@ -383,7 +383,7 @@ def _draw_number(pen: ImageDraw.ImageDraw, number: int, x: int, y: int, ink: Ink
     pen.text((x + width / 2, y + 7.5), str(number), _PAPER, _font(12), anchor="mm")
 
 
-def _draw_stored(picture: Image.Image, row: Shown, area: Area, side: int) -> None:
+def _draw_stored(picture: Image.Image, row: SheetRow, area: Area, side: int) -> None:
     """The stored image, its boxes with their numbers, and three lines of text."""
     pen, (height, width) = ImageDraw.Draw(picture), row.image.shape[:2]
     scaled = Image.fromarray(row.image).resize((area.width, area.height), Image.Resampling.BOX)
@@ -426,7 +426,7 @@ def _free_corner(
 
 
 def _draw_views(
-    picture: Image.Image, row: Shown, corner: tuple[int, int], plan: _Plan
+    picture: Image.Image, row: SheetRow, corner: tuple[int, int], plan: _Plan
 ) -> tuple[Area, ...]:
     """The views, each in a frame of its box's colour, with its number and captions."""
     pen, areas = ImageDraw.Draw(picture), []

@@ -154,12 +154,14 @@ class Bench:
             name="made up",
             fingerprint="",
             counts={"test": images},
-            seen=Preprocessing(normalise, tuple(map(str, range(net.classes))), net.channels),
+            preprocessing=Preprocessing(
+                normalise, tuple(map(str, range(net.classes))), net.channels
+            ),
             constants={"mean": normalise.mean, "std": normalise.std},
             crop=self.crop,
             Q=self.crop,
             sources={},
-            how=stream.USUAL,
+            how=stream.DEFAULT_DECODING,
         )
         self.tester = Tester(
             skeleton=classifier.bones,
@@ -251,7 +253,7 @@ class Bench:
         if not len(source):
             raise DataError(f"{root} holds no image files (of type {', '.join(SUFFIXES)})")
         with images_bar(progress, "sizes of images") as on_progress:
-            how = stream.Decoding(most=1)
+            how = stream.Decoding(max_unusable=1)
             sizes = whole_images.image_sizes(source, how, on_progress)
         budget = min(BATCH, MOST_VIEWS.get(jax.default_backend(), BATCH))
         pixels = budget * self.crop**2 // 2

@@ -27,7 +27,7 @@ import numpy as np
 from input_pipeline import DataError, image_files, jpeg, sources
 from input_pipeline.crops import AreaView, ScaleView, TrainView
 from input_pipeline.pixels import Pixels
-from input_pipeline.sources.source import Changed
+from input_pipeline.sources.source import Wrapped
 from input_pipeline.stream import AHEAD, Decoding, Stream, cores
 from input_pipeline.tools.prepare import prepare
 from launch.bench import frame, input_memory, input_peers, ratios, timing
@@ -243,7 +243,7 @@ def gather(path: str | None, scratch: Path) -> Images:
     )
 
 
-class OffDisk(Changed):
+class OffDisk(Wrapped):
     """Decoded images whose shards leave memory after each read, so that the next reads the disk.
 
     Where the shards lie on no disk, as in /tmp of some machines, that changes nothing.

@@ -76,7 +76,7 @@ def training(
         name="made up",
         fingerprint="",
         counts={"train": case.batch},
-        seen=Preprocessing(identity, tuple(map(str, range(case.classes))), 3),
+        preprocessing=Preprocessing(identity, tuple(map(str, range(case.classes))), 3),
         constants=(images, labels),
         labels=labels,
         parts={},

@@ -14,10 +14,10 @@ from launch import devices
 from launch.executors.heads import stop
 
 if TYPE_CHECKING:
-    from experiments.localisation.localised import At
+    from experiments.localisation.localised import LocaliserAt
 
 
-def run(at: Sequence[At], folder: Path) -> bool:
+def run(at: Sequence[LocaliserAt], folder: Path) -> bool:
     """Tests localisers together and keeps the result with the runs; whether that succeeded.
 
     at: runs with their test scales. folder: of runs. Errors go to standard error.

@@ -83,7 +83,7 @@ def main() -> int:
     from rich.console import Console
 
     from experiments.runs.runs import Run
-    from experiments.transfer import kept
+    from experiments.transfer import result_store
     from experiments.transfer.features import Wanted
     from experiments.transfer.transfer import How
     from launch.verbs.features import extractors_of
@@ -103,7 +103,7 @@ def main() -> int:
             extractors = [load(folder, task["data"]) for folder in task["runs"]]
             name = " + ".join(extractor.run.id for extractor in extractors)
             tell = progress(screen, name, request.layer)
-            kept.learn([(extractor, request) for extractor in extractors], how, tell)
+            result_store.learn([(extractor, request) for extractor in extractors], how, tell)
         except Exception as error:
             if not getattr(error, "user_error", False):
                 raise

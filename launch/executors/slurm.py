@@ -26,7 +26,7 @@ from typing import Any
 from experiments import tracking
 from experiments.runs import state
 from experiments.runs.runs import Run, write_json, write_text
-from experiments.testing.kept import PlannedTest
+from experiments.testing.prediction_store import PlannedTest
 from launch import devices
 from launch.executors import snapshot, squeue
 from launch.executors.cluster import OURS, Cluster

@@ -42,7 +42,7 @@ from launch import devices
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from experiments.testing.kept import PlannedTest
+    from experiments.testing.prediction_store import PlannedTest
 
     Tell = Callable[[dict[str, Any]], None]
     Stop = Callable[[], bool]
@@ -73,7 +73,7 @@ def _main(folder: Path, tests: str, modules: str, cluster: bool, on_event: Tell)
     events = None if cluster or index else os.fdopen(os.dup(1), "w", buffering=1)
     signals = _set_up(folder / (f"log-{index}.txt" if index else "log.txt"))
 
-    from experiments.testing import kept
+    from experiments.testing import prediction_store
 
     run = Run(folder)
     recorder: Recorder | None = None
@@ -90,7 +90,7 @@ def _main(folder: Path, tests: str, modules: str, cluster: bool, on_event: Tell)
         except OSError:  # whoever reads them is gone
             signals.append(signal.SIGPIPE)
 
-    planned = [kept.PlannedTest(**test) for test in json.loads(tests)]
+    planned = [prediction_store.PlannedTest(**test) for test in json.loads(tests)]
     if not index and run.locked():
         tell({"event": "locked"})
     try:
@@ -214,12 +214,12 @@ def _train(run: Run, tell: Tell, stop: Stop, cluster: bool) -> int:
 def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, cluster: bool) -> int:
     """Runs the planned tests that are not kept yet; a test that is stopped goes on later."""
     from experiments.runs import processes
-    from experiments.testing import evaluate, kept
+    from experiments.testing import evaluate, prediction_store
     from experiments.training import train
 
     if not planned:
         return FINISHED
-    kept_flags = processes.agreed([kept.there(run, test) for test in planned])
+    kept_flags = processes.agreed([prediction_store.is_complete(run, test) for test in planned])
     missing = [test for test, is_kept in zip(planned, kept_flags, strict=True) if not is_kept]
 
     @contextmanager
@@ -239,7 +239,9 @@ def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, clus
     failed: list[str] = []
     for test in missing:
         try:
-            subject = subject or evaluate.Subject(run, _mesh(cluster), kept.Asked(), bar, on_bad)
+            subject = subject or evaluate.Subject(
+                run, _mesh(cluster), prediction_store.EvaluationSettings(), bar, on_bad
+            )
             subject.tested(test.protocol, test.scales, flip=test.flip)
         except train.Interrupted:
             return STOPPED

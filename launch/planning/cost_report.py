@@ -209,7 +209,7 @@ def _summary(totals: Mapping[str, Any], planned: Sequence[PlannedTable]) -> list
         f"{table.table.name}, {row.row.name}: {row.request}"
         for table in planned
         for row in table.rows
-        if row.row.nets and not row.asked
+        if row.row.nets and not row.selected
     ]
     return [Text(line) for line in (*lines, *requests)]
 

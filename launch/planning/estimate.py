@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.runs.runs import Run, RunError
 from experiments.testing import protocols
-from experiments.testing.kept import PlannedTest
+from experiments.testing.prediction_store import PlannedTest
 from input_pipeline import crops
 from launch.planning.graph import Job, Net, census_of
 

@@ -20,8 +20,8 @@ from experiments import data, network
 from experiments.data import preprocessing
 from experiments.runs import runs
 from experiments.runs.names import with_seed
-from experiments.testing import kept
-from experiments.testing.kept import PlannedTest
+from experiments.testing import prediction_store
+from experiments.testing.prediction_store import PlannedTest
 from experiments.training import optimizer
 from input_pipeline import DataError, classes
 from input_pipeline.sources import is_streamed
@@ -154,7 +154,7 @@ class Job:
 
     def missing_tests(self) -> list[PlannedTest]:
         """Those of its tests whose results are not kept yet."""
-        return [test for test in self.tests if not kept.there(self.run, test)]
+        return [test for test in self.tests if not prediction_store.is_complete(self.run, test)]
 
     def create(self) -> None:
         label: dict[str, Any] = {"study": self.study, "row": self.row, "seed_from": None}

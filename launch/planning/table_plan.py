@@ -25,7 +25,7 @@ from experiments.papers.table import (
     Transferred,
     records,
 )
-from experiments.testing.kept import PlannedTest
+from experiments.testing.prediction_store import PlannedTest
 from input_pipeline import DataError, must_be_downloaded
 from input_pipeline.sources import is_streamed
 from launch.planning import graph
@@ -41,7 +41,7 @@ class PlannedRow:
     row: Row
     # Replicate number -> for each net the jobs of its members.
     replicates: dict[int, tuple[tuple[Job, ...], ...]] = field(default_factory=dict)
-    asked: bool = False  # whether this command runs it
+    selected: bool = False  # whether this command runs it
     request: str = ""  # why this command does not run it
 
     @property
@@ -94,7 +94,7 @@ def plan(
     ]
     for row, planned_table in rows_of_tables:
         for net, source in sources_of(row, planned_table.table):
-            numbers = source.seed_numbers[row.asked].setdefault(net.row, set())
+            numbers = source.seed_numbers[row.selected].setdefault(net.row, set())
             for number in range(_replicates(row.row, args)):
                 numbers.update(_members(net, number))
     for source in sources.values():
@@ -104,11 +104,11 @@ def plan(
         nets = sources_of(row, planned_table.table)
         reasons = [source.unfit.get(net.row) for net, source in nets]
         row.request = next(filter(None, reasons), row.request)
-        refused += [row.request] if row.asked and any(reasons) else []
-        row.asked = row.asked and not any(reasons)
+        refused += [row.request] if row.selected and any(reasons) else []
+        row.selected = row.selected and not any(reasons)
         if nets and not any(reasons):
             row.replicates = _jobs_of(row.row, planned_table.table, args, nets)
-    if refused and not any(row.asked for row, _ in rows_of_tables):
+    if refused and not any(row.selected for row, _ in rows_of_tables):
         raise configs.ConfigError(refused[0])
     for planned_table in planned:
         dataset = planned_table.table.learnt or planned_table.table.dataset
@@ -167,8 +167,8 @@ class _Source:
             why = f"{study.name} learns another set first: --sets DIR, with {self.missing} in it"
             self.unfit |= {row.name: why for row in study.rows}
         self.seed_numbers = {
-            is_asked: {name: numbers for name, numbers in rows.items() if name not in self.unfit}
-            for is_asked, rows in self.seed_numbers.items()
+            is_selected: {name: numbers for name, numbers in rows.items() if name not in self.unfit}
+            for is_selected, rows in self.seed_numbers.items()
         }
         self.jobs = graph.jobs(study, self.seed_numbers[True], overrides, folder, self.images)
         for name, numbers in self.seed_numbers[False].items():
@@ -287,14 +287,16 @@ def _choose(row: Row, args: argparse.Namespace) -> PlannedRow:
         why = f": {row.note}" if row.note else ""
         return PlannedRow(row, request=f"not in the profile {args.profile}{why}")
     if args.rows:
-        is_asked = any(_matches(row.name, pattern) for pattern in args.rows)
-        return PlannedRow(row, asked=is_asked, request="" if is_asked else "not among --rows")
+        is_selected = any(_matches(row.name, pattern) for pattern in args.rows)
+        return PlannedRow(
+            row, selected=is_selected, request="" if is_selected else "not among --rows"
+        )
     request = ""
     if row.borrowed:
         request = "another paper's net, run on request (--rows or --all)"
     elif args.profile in row.costly:
         request = f"too costly for the profile {args.profile}, run on request (--rows or --all)"
-    return PlannedRow(row, asked=args.all or not request, request="" if args.all else request)
+    return PlannedRow(row, selected=args.all or not request, request="" if args.all else request)
 
 
 def _jobs_of(
@@ -315,10 +317,10 @@ def _jobs_of(
     }
 
 
-def merged(planned: Sequence[PlannedTable], asked: bool = True) -> dict[str, Job]:
+def merged(planned: Sequence[PlannedTable], selected_only: bool = True) -> dict[str, Job]:
     """Each run once, with all tests that rows ask of it, those that seed others first.
 
-    asked: only what this command runs.
+    selected_only: only what this command runs.
     """
     jobs: dict[str, Job] = {}
 
@@ -331,7 +333,7 @@ def merged(planned: Sequence[PlannedTable], asked: bool = True) -> dict[str, Job
 
     for table in planned:
         for row in table.rows:
-            if row.asked or not asked:
+            if row.selected or not selected_only:
                 for job in row.jobs:
                     add(job)
     return jobs
@@ -342,7 +344,7 @@ def transferred(planned: PlannedTable) -> list[tuple[PlannedRow, Transferred]]:
     return [
         (row, row.row.measured)
         for row in planned.rows
-        if row.asked and isinstance(row.row.measured, Transferred)
+        if row.selected and isinstance(row.row.measured, Transferred)
     ]
 
 
@@ -351,14 +353,14 @@ def located(planned: PlannedTable) -> list[tuple[PlannedRow, Located]]:
     return [
         (row, row.row.measured)
         for row in planned.rows
-        if row.asked and isinstance(row.row.measured, Located)
+        if row.selected and isinstance(row.row.measured, Located)
     ]
 
 
-def boxes(planned: Sequence[PlannedTable]) -> list[list[localised.At]]:
+def boxes(planned: Sequence[PlannedTable]) -> list[list[localised.LocaliserAt]]:
     """The groups of localisers whose boxes this command is to merge, each test once: those that are
     trained and were not tested together."""
-    localisers: dict[str, list[localised.At]] = {}
+    localisers: dict[str, list[localised.LocaliserAt]] = {}
     for table in planned:
         for row, measured in located(table):
             for nets in row.replicates.values():
@@ -366,7 +368,7 @@ def boxes(planned: Sequence[PlannedTable]) -> list[list[localised.At]]:
                 if all(run.trained for run in runs):
                     at = localisers_at(measured.nets, runs, table.table.crop)
                     about = localised.about(at)
-                    if localised.kept(runs[0], about) is None:
+                    if localised.load(runs[0], about) is None:
                         localisers[repr(about)] = at
     return list(localisers.values())
 

@@ -14,7 +14,7 @@ from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from experiments.runs.runs import Run
-    from experiments.testing.kept import Asked
+    from experiments.testing.prediction_store import EvaluationSettings
     from experiments.testing.predictions import Predictions
 
 HELP = """\
@@ -47,7 +47,7 @@ class Entry:
     protocol: str
     scales: str | None  # as `evaluate` takes them; None: the default
     flip: bool
-    settings: Asked
+    settings: EvaluationSettings
 
     @property
     def name(self) -> str:
@@ -66,12 +66,14 @@ def saved(entry: Entry) -> Predictions:
     with the command that makes it.
     """
     from experiments.runs.runs import RunError
-    from experiments.testing import kept
+    from experiments.testing import prediction_store
 
     settings = entry.settings
     entry.run.config()  # a folder that can't be read is no run that was not tested
     try:
-        return kept.saved(entry.run, entry.protocol, entry.scales, flip=entry.flip, asked=settings)
+        return prediction_store.load(
+            entry.run, entry.protocol, entry.scales, flip=entry.flip, settings=settings
+        )
     except RunError as error:
         command = ["cnn-depth", "evaluate", str(entry.run.folder), "--protocol", entry.protocol]
         command += ["--scales", entry.scales] if entry.scales else []

@@ -160,13 +160,13 @@ def _open(args: argparse.Namespace, console: Console) -> ImageSet:
 
 
 def _read_boxes(args: argparse.Namespace, images: ImageSet, console: Console) -> Annotated | None:
-    from input_pipeline.annotations import WORD, read_boxes
+    from input_pipeline.annotations import RECORDS, read_boxes
     from launch.console import reading
 
     if args.boxes is None:
         return None
     with reading(console, args.boxes) as on_read:
-        return read_boxes(WORD if args.boxes == "own" else args.boxes, images, on_read)
+        return read_boxes(RECORDS if args.boxes == "own" else args.boxes, images, on_read)
 
 
 def _within(option: str, value: int | None, low: int, high: int) -> None:
@@ -290,7 +290,7 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
     from rich.filesize import decimal
     from rich.table import Table
 
-    from input_pipeline.stream import USUAL
+    from input_pipeline.stream import DEFAULT_DECODING
     from launch import console as printing
 
     console = Console()
@@ -340,7 +340,10 @@ def _print_report(report: Report, args: argparse.Namespace) -> None:
         where = args.list or "`--list FILE` or `--json`"
         say(f"  and {len(report.unusable) - SHOWN:,} others: {where} has all of them")
     parts = report.parts.values()
-    if any(part.images - part.usable > math.ceil(USUAL.most * part.images) for part in parts):
+    if any(
+        part.images - part.usable > math.ceil(DEFAULT_DECODING.max_unusable * part.images)
+        for part in parts
+    ):
         share = max((part.images - part.usable) / part.images for part in parts)
         needed = math.ceil(1000 * share) / 1000
         advice = "mend or delete them first: what is left of the set may not be like the whole"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from experiments.runs.runs import Run
     from experiments.testing.evaluate import Evaluated, Subject
-    from experiments.testing.kept import Asked
     from experiments.testing.metrics import Interpolation
+    from experiments.testing.prediction_store import EvaluationSettings
     from experiments.testing.predictions import Predictions
 
 HELP = """\
@@ -86,11 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs_and_json(parser)
 
 
-def parse_testing(args: argparse.Namespace) -> tuple[list[str], Asked]:
+def parse_testing(args: argparse.Namespace) -> tuple[list[str], EvaluationSettings]:
     """The protocols and the other settings of TESTING. Raises ConfigError where they don't fit."""
     from experiments.config import ConfigError
     from experiments.testing import protocols
-    from experiments.testing.kept import Asked
+    from experiments.testing.prediction_store import EvaluationSettings
 
     names = protocols.listed(args.protocol)
     for name in names:
@@ -99,7 +99,9 @@ def parse_testing(args: argparse.Namespace) -> tuple[list[str], Asked]:
         raise ConfigError(f"--batch-statistics {args.batch_statistics}; expected 0 or more images")
     if args.classes_in_order and args.data is None:
         raise ConfigError("--classes-in-order goes with --data, whose classes it is about")
-    return names, Asked(args.which, args.data, args.batch_statistics, args.classes_in_order)
+    return names, EvaluationSettings(
+        args.which, args.data, args.batch_statistics, args.classes_in_order
+    )
 
 
 def imported(args: argparse.Namespace) -> Any:
@@ -163,7 +165,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def subject_of(
-    run: Run, settings: Asked, screen: Console, say_once: Callable[[str], None]
+    run: Run, settings: EvaluationSettings, screen: Console, say_once: Callable[[str], None]
 ) -> Subject:
     """A run to be tested on this process's devices, with its progress and notes on the screen."""
     from experiments.testing.evaluate import Subject

@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments.runs import names, runs
     from launch.console import say
 
-    settings = inspection.Asked(
+    settings = inspection.InspectionSettings(
         parts=_listed(args.parts) or inspection.PARTS,
         layers=_listed(args.layer),
         units=args.units,

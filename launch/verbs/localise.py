@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments.localisation.candidates import Localiser
     from experiments.localisation.localise import localise
     from experiments.runs import names, runs
-    from experiments.testing.kept import OWN
+    from experiments.testing.prediction_store import OWN
     from launch.console import images_bar, say
 
     folder, screen = runs.root(args.runs), Console(stderr=True)

@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
         raise DataError(visible(reason))
     if not preprocessing.load(run.folder / preprocessing.FILE).exif:
         _say_turned([image["image"] for image in answers.images], screen)
-    file = picture.free(args.picture)
+    file = picture.unused_path(args.picture)
     if args.json:
         document = {
             "run": run.id,
@@ -233,7 +233,7 @@ def _localise(
             answers.pictured.append(np.asarray(boxed.boxed(image, located.boxes[:1], [""])))
         if args.boxes is not None:
             texts = [f"{row['name']} {100 * row['probability']:.1f}%" for row in classes]
-            file = picture.free(args.boxes / f"{located.path.stem}.png")
+            file = picture.unused_path(args.boxes / f"{located.path.stem}.png")
             boxed.save(boxed.boxed(image, located.boxes, texts), file)
             answers.images[-1]["boxes"] = str(file)
     return {"classifier": run.config().seeding.run, "scales": scales}

@@ -185,7 +185,7 @@ def _submit(
     jobs: run id -> the content of its job.json. changes, live, track: see `again`.
     """
     from experiments.runs.runs import Run
-    from experiments.testing.kept import PlannedTest
+    from experiments.testing.prediction_store import PlannedTest
     from launch.executors import cluster, snapshot
     from launch.executors import slurm as backend
 

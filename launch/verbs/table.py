@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.papers.heads import Sets
-    from experiments.papers.measured import TableResult, Wanted
+    from experiments.papers.measured import RowRuns, TableResult
     from experiments.papers.table import Table
     from launch.planning.table_plan import PlannedRow, PlannedTable
     from launch.row_states import RowState
@@ -216,7 +216,7 @@ def _record(
     problems: dict[str, str] = {}  # '': recorded
     for plan in planned:
         if not plan.shown:
-            row_names = [row.row.name for row in plan.rows if row.asked]
+            row_names = [row.row.name for row in plan.rows if row.selected]
             row_problems = recorded.record(measure(plan, args, {}, folder, sets), row_names)
             problems |= {f"{plan.table.name}, {row}": text for row, text in row_problems.items()}
     for row, problem in problems.items():
@@ -263,7 +263,7 @@ def measure(
     for row in planned.rows:
         needs = _needs(row, reasons, states)
         if needs.state == "on request":  # the time it would take, at the rate of finished runs
-            jobs = merged([replace(planned, rows=[row])], asked=False).values()
+            jobs = merged([replace(planned, rows=[row])], selected_only=False).values()
             jobs_left = [job for job in jobs if not job.done]
             needs = replace(needs, seconds=estimate.measured_seconds(jobs_left, folder))
         needs_by_row[row.row.name] = needs
@@ -272,17 +272,17 @@ def measure(
 
 def _needs(
     planned: PlannedRow, reasons: Mapping[str, str], states: Mapping[str, RowState]
-) -> Wanted:
-    from experiments.papers.measured import Wanted
+) -> RowRuns:
+    from experiments.papers.measured import RowRuns
 
     row = planned.row
     if row.measured is None:
-        return Wanted(state="printed only", reason=row.note)
+        return RowRuns(state="printed only", reason=row.note)
     replicates = {
         number: tuple(tuple(job.run for job in members) for members in nets)
         for number, nets in planned.replicates.items()
     }
-    state, reason = ("ready", "") if planned.asked else ("on request", planned.request)
+    state, reason = ("ready", "") if planned.selected else ("on request", planned.request)
     for job in planned.jobs:
         run_state = states[job.run.id]
         failed = reasons.get(job.run.id) or (
@@ -290,7 +290,7 @@ def _needs(
         )
         if failed and not job.done:
             state, reason = "failed", f"{job.name}: {failed}"
-    return Wanted(replicates, state, reason)
+    return RowRuns(replicates, state, reason)
 
 
 def about(planned: PlannedTable, args: argparse.Namespace) -> str:
@@ -301,7 +301,7 @@ def about(planned: PlannedTable, args: argparse.Namespace) -> str:
     settings: list[str] = []
     for row in planned.rows:
         is_trained = row.jobs and all(job.run.trained for job in row.jobs)
-        for job in row.jobs if row.asked or is_trained else ():
+        for job in row.jobs if row.selected or is_trained else ():
             c = job.config
             width = c.model.get("width", 1.0)
             length = f"{c.train.steps:,} steps" if c.train.steps else f"{c.train.epochs:g} epochs"

@@ -149,7 +149,7 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     from rich.console import Console
 
     from experiments.runs import runs
-    from experiments.transfer import kept, made, transfer
+    from experiments.transfer import made, result_store, transfer
 
     settings = transfer.How(
         head=args.head,
@@ -174,10 +174,14 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     reason = ""
     if args.together:
         tell = progress(screen, " + ".join(subject.run.id for subject in subjects), "")
-        return [kept.learn(requests, settings, tell)], [], "its features are of several networks"
+        return (
+            [result_store.learn(requests, settings, tell)],
+            [],
+            "its features are of several networks",
+        )
     for subject, request in requests:
         tell = progress(screen, subject.run.id, subject.layer(request.layer))
-        result = kept.learn([(subject, request)], settings, tell)
+        result = result_store.learn([(subject, request)], settings, tell)
         results.append(result)
         reason = made.why_not(subject, result)
         if not reason:

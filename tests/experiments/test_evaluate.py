@@ -21,8 +21,8 @@ from experiments import config, data, network
 from experiments.config import ConfigError
 from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
-from experiments.testing import classifier, evaluate, kept, predictions, protocols
-from experiments.testing.kept import Asked
+from experiments.testing import classifier, evaluate, prediction_store, predictions, protocols
+from experiments.testing.prediction_store import EvaluationSettings
 from experiments.testing.predictions import PredictionsError
 from experiments.testing.tester import Tester
 from input_pipeline import crops, stream
@@ -60,7 +60,7 @@ def untrained(where, **settings):
     params, stats = network.initial(c, images.classes, images.channels)
     with contextlib.closing(checkpoints.Checkpoints(run.checkpoints)) as saved:
         saved.save(2, {"params": params, "stats": stats}, {}, val_error=50.0)
-    preprocessing.save(run.folder / "preprocessing.npz", images.seen)
+    preprocessing.save(run.folder / "preprocessing.npz", images.preprocessing)
     return run
 
 
@@ -107,7 +107,7 @@ def subject(run):
 
 def subject_of(run):
     bar = contextlib.nullcontext(lambda done, total: None)
-    return evaluate.Subject(run, mesh(), Asked(), lambda label: bar)
+    return evaluate.Subject(run, mesh(), EvaluationSettings(), lambda label: bar)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def seen(run):
     """The run's network, and its normalised test images scaled to Q: (n, Q, Q, 1)."""
     model = classifier.load(run.folder)
     test = data.open_data(run.config().data).found.test
-    x = np.asarray(model.seen.normalise(test.images))
+    x = np.asarray(model.preprocessing.normalise(test.images))
     return model.network, np.asarray(jax.image.resize(x, (len(x), Q, Q, 1), "bilinear"))
 
 
@@ -204,8 +204,11 @@ def test_what_was_tested_is_not_tested_again(run, monkeypatch):
     again = evaluate.Subject(run, mesh()).tested("ten_crop", "9")
     assert (first.reused, again.reused) == (False, True)
     np.testing.assert_array_equal(first.predictions.posteriors, again.predictions.posteriors)
-    assert kept.saved(run, "ten_crop", "9").ids.tolist() == list(range(N))
-    for other in ({"asked": Asked(which="best")}, {"asked": Asked(statistics_images=32)}):
+    assert prediction_store.load(run, "ten_crop", "9").ids.tolist() == list(range(N))
+    for other in (
+        {"settings": EvaluationSettings(which="best")},
+        {"settings": EvaluationSettings(statistics_images=32)},
+    ):
         with pytest.raises(AssertionError, match="was run"):
             evaluate.Subject(run, mesh(), **other).tested("ten_crop", "9")
 
@@ -214,7 +217,7 @@ def test_what_was_tested_is_not_tested_again(run, monkeypatch):
 def test_what_is_damaged_or_of_another_checkpoint_is_tested_anew(run, harm):
     first = evaluate.Subject(run, mesh()).tested("center", "9")
     (part,) = protocols.resolve("center", run.config(), "9")
-    file = Asked().file(run, part)
+    file = EvaluationSettings().file(run, part)
     if harm == "damage":
         file.write_bytes(file.read_bytes()[:100])
     else:
@@ -246,7 +249,7 @@ def bar_that_fails(after):
 def test_a_stopped_pass_goes_on_where_it_was(run, monkeypatch):
     whole = evaluate.Subject(run, mesh()).tested("multi_crop", "10").predictions
     (part,) = protocols.resolve("multi_crop", run.config(), "10")
-    file = Asked().file(run, part)
+    file = EvaluationSettings().file(run, part)
     file.unlink()
     done = 0
     for after in (1, 9, 20):
@@ -274,7 +277,7 @@ def test_what_several_hosts_left_is_taken_up(run, monkeypatch):
     """Each host's part counts, whoever goes on; a part of other images does not."""
     whole = evaluate.Subject(run, mesh()).tested("ten_crop", "10").predictions
     (part,) = protocols.resolve("ten_crop", run.config(), "10")
-    file = Asked().file(run, part)
+    file = EvaluationSettings().file(run, part)
     about = predictions.about(file)
     file.unlink()
 
@@ -304,19 +307,19 @@ def test_what_several_hosts_left_is_taken_up(run, monkeypatch):
 
 def test_a_checkpoint_that_is_gone_is_not_compared(run):
     evaluate.Subject(run, mesh()).tested("ten_crop", "12")
-    assert kept.saved(run, "ten_crop", "12").ids.tolist() == list(range(N))
+    assert prediction_store.load(run, "ten_crop", "12").ids.tolist() == list(range(N))
     (part,) = protocols.resolve("ten_crop", run.config(), "12")
-    file = Asked().file(run, part)
+    file = EvaluationSettings().file(run, part)
     predictions.save(file, predictions.load(file), {**predictions.about(file), "step": 1})
     with pytest.raises(runs.RunError, match="at another checkpoint"):
-        kept.saved(run, "ten_crop", "12")
+        prediction_store.load(run, "ten_crop", "12")
 
 
 def test_a_pass_is_saved_now_and_then(run, monkeypatch):
     monkeypatch.setattr(evaluate, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(evaluate, "SAVE_SHARE", 1e9)
     (part,) = protocols.resolve("multi_crop", run.config(), "12")
-    partial = Asked().file(run, part)
+    partial = EvaluationSettings().file(run, part)
     partial = partial.with_name(f"partial-0-{partial.name}")
     told = []
 
@@ -466,7 +469,9 @@ def test_whole_images_of_many_shapes_are_tested_as_one_by_one(folder_run):
 def test_a_folder_is_tested_as_a_run_s_own_images(folder_run, protocol):
     run, folder = folder_run
     own = evaluate.Subject(run, mesh()).tested(protocol)
-    other = evaluate.Subject(run, mesh(), asked=Asked(data=str(folder))).tested(protocol)
+    other = evaluate.Subject(run, mesh(), settings=EvaluationSettings(data=str(folder))).tested(
+        protocol
+    )
     np.testing.assert_allclose(own.predictions.posteriors, other.predictions.posteriors, atol=5e-5)
 
 
@@ -481,7 +486,7 @@ def test_a_mean_image_is_taken_off_all_views_of_its_size(folder_run, tmp_path, v
     }
     run = untrained(tmp_path, **settings)
     for seen in (None, folder):
-        asked = Asked(data=None if seen is None else str(seen))
+        asked = EvaluationSettings(data=None if seen is None else str(seen))
         subject = evaluate.Subject(run, mesh(), asked)
         shown = subject.tested(view, "16").predictions
         centre = subject.tested("center", "16", flip=True).predictions
@@ -502,7 +507,9 @@ def test_ids_of_a_folder_are_kept_where_a_file_of_it_is_bad(run, tmp_path):
     (pixelwise.folder / "run.json").write_text(
         (pixelwise.folder / "run.json").read_text().replace('"max_bad": 0.001', '"max_bad": 0.5')
     )
-    found = evaluate.Subject(pixelwise, mesh(), asked=Asked(data=str(tmp_path / "images"))).tested()
+    found = evaluate.Subject(
+        pixelwise, mesh(), settings=EvaluationSettings(data=str(tmp_path / "images"))
+    ).tested()
     assert (found.left_out, found.predictions.ids.tolist()) == (1, [0, 1, 3, 4, 5, 6, 7])
     assert found.predictions.labels.tolist() == [0, 0, 1, 2, 2, 3, 3]
 
@@ -533,7 +540,9 @@ def test_batch_statistics_are_the_mean_moments_of_training_batches(run, subject)
     np.testing.assert_allclose(found["conv1/norm/mean"], np.mean(means, 0), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found["conv1/norm/var"], np.mean(variances, 0), rtol=1e-3)
     assert found.keys() == stats.keys()
-    tested = evaluate.Subject(run, mesh(), asked=Asked(statistics_images=91)).tested()
+    tested = evaluate.Subject(
+        run, mesh(), settings=EvaluationSettings(statistics_images=91)
+    ).tested()
     plain = evaluate.Subject(run, mesh()).tested()
     assert np.abs(tested.predictions.posteriors - plain.predictions.posteriors).max() > 0.01
 
@@ -549,8 +558,8 @@ def test_mirrors_are_left_out_where_they_are_not_of_their_class(run, subject, mo
         (part,) = protocols.resolve(view, run.config(), "13")
         shown = part.view(8)
         expected = np.concatenate([b.posteriors for b in net.batches(params, stats, "test", shown)])
-        seen = dataclasses.replace(subject.data.seen, mirror_ok=False)
-        digits = dataclasses.replace(subject.data, seen=seen)
+        seen = dataclasses.replace(subject.data.preprocessing, mirror_ok=False)
+        digits = dataclasses.replace(subject.data, preprocessing=seen)
         with monkeypatch.context() as patched:
             patched.setattr(data, "prepare", lambda *a, digits=digits, **k: digits)
             found = evaluate.Subject(run, mesh()).tested(view, "13")
@@ -560,4 +569,4 @@ def test_mirrors_are_left_out_where_they_are_not_of_their_class(run, subject, mo
 
 def test_what_was_not_tested_says_so(run):
     with pytest.raises(runs.RunError, match="was not tested so"):
-        kept.saved(run, "googlenet_144")
+        prediction_store.load(run, "googlenet_144")

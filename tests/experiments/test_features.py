@@ -63,7 +63,9 @@ def test_central_crops_are_the_networks_endpoints(run, photos):
     (found,) = extractor(run, photos).found(Wanted())
     model = classifier.load(run.folder)
     views = np.stack([model.see(image) for image in pictures(photos)])
-    x = (views.astype(np.float32) - model.seen.normalise.mean) / model.seen.normalise.std
+    x = (
+        views.astype(np.float32) - model.preprocessing.normalise.mean
+    ) / model.preprocessing.normalise.std
     wanted = model.network.endpoints(x)["pool"]
     assert (found.layer, found.depth, found.name) == ("pool", 7, "center-Q32")
     np.testing.assert_allclose(found.values, wanted, rtol=1e-4, atol=1e-5)
@@ -79,7 +81,9 @@ def by_numpy(run, image):
     state = {k: np.asarray(v, np.float64) for k, v in flat_state(nnx.state(model.network)).items()}
     kernel = state["conv1/conv/kernel"]
     scale = state["conv1/norm/scale"] / np.sqrt(state["conv1/norm/var"] + 1e-5)
-    x = (image.astype(np.float64) - model.seen.normalise.mean) / model.seen.normalise.std
+    x = (
+        image.astype(np.float64) - model.preprocessing.normalise.mean
+    ) / model.preprocessing.normalise.std
     means = []
     for shown in (x, x[:, ::-1]):
         padded = np.pad(shown, ((1, 1), (1, 1), (0, 0)))

@@ -45,7 +45,7 @@ def test_the_frame_is_black_and_the_image_as_it_is_stored(folder):
 
 def test_the_mean_image_is_that_of_framed_images(folder):
     c = small(folder / "images.npz", **FRAME, data__normalise="per_pixel")
-    mean = data.prepare(c).seen.normalise.mean
+    mean = data.prepare(c).preprocessing.normalise.mean
     assert mean.shape == (12, 12, 1)
     assert not mean[:2].any()
     assert mean[2:-2, 2:-2].all()

@@ -95,9 +95,14 @@ def same(first, second):
     assert dict(one.network.options) == dict(other.network.options)
     assert (one.view, one.class_names) == (other.view, other.class_names)
     for what in ("mean", "std"):
-        values = [np.broadcast_to(getattr(c.seen.normalise, what), 3) for c in (one, other)]
+        values = [
+            np.broadcast_to(getattr(c.preprocessing.normalise, what), 3) for c in (one, other)
+        ]
         np.testing.assert_array_equal(*values)
-    return (one.seen.resize, one.seen.warp) == (other.seen.resize, other.seen.warp)
+    return (one.preprocessing.resize, one.preprocessing.warp) == (
+        other.preprocessing.resize,
+        other.preprocessing.warp,
+    )
 
 
 @pytest.mark.parametrize(("arch", "stride_in"), [("resnet:18", ""), ("resnet:50", "1x1")])
@@ -148,8 +153,10 @@ def test_a_published_folder_says_what_network_and_how_images_are_seen(folder, tm
     assert dict(model.network.options)["stride_in"] == "3x3"
     assert model.class_names == NAMES
     assert (model.view.crop, model.view.Q, model.view.warp) == (224, 256, False)
-    assert model.seen.resize == "bicubic"
-    np.testing.assert_allclose(model.seen.normalise.mean, [123.675, 116.28, 103.53], rtol=1e-6)
+    assert model.preprocessing.resize == "bicubic"
+    np.testing.assert_allclose(
+        model.preprocessing.normalise.mean, [123.675, 116.28, 103.53], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +210,7 @@ def test_pixels_that_are_not_rescaled_or_normalised(folder):
 def test_without_a_processor_images_are_seen_as_the_library_does(folder, tmp_path):
     (folder / "preprocessor_config.json").unlink()
     model = classifier.load(weights.import_run(folder, None, tmp_path).folder)
-    assert (model.view.crop, model.view.Q, model.seen.resize) == (224, 256, "bicubic")
+    assert (model.view.crop, model.view.Q, model.preprocessing.resize) == (224, 256, "bicubic")
 
 
 def test_classes_of_one_name_are_told_apart(folder):
@@ -383,7 +390,7 @@ def test_classes_of_which_an_image_may_have_several_stay_so(run, tmp_path):
     content = json.loads((tmp_path / "new" / "config.json").read_text())
     assert content["problem_type"] == "multi_label_classification"
     back = weights.import_run(tmp_path / "new", None, tmp_path)
-    assert classifier.load(back.folder).seen.several
+    assert classifier.load(back.folder).preprocessing.several
 
 
 def test_the_card_tells_what_was_measured_and_what_the_paper_prints(run, tmp_path):
@@ -449,7 +456,7 @@ def check_equal(model, of, shapes):
     for height, width in shapes:
         image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         seen = model.see(image)
-        ours = (seen - model.seen.normalise.mean) / model.seen.normalise.std
+        ours = (seen - model.preprocessing.normalise.mean) / model.preprocessing.normalise.std
         pixels, posteriors = of(image)
         (place,) = model.view.places(height, width)
         moved = any((side - model.view.crop) % 4 == 3 for side in place.scaled)

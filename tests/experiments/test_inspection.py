@@ -457,7 +457,7 @@ def test_all_families_can_be_looked_at(tmp_path, arch, options, left_out):
     run = made_up.run(tmp_path, arch, side, 1, CLASSES, options)
     looking = Looking(Extractor(run, devices.mesh(), str(tmp_path / "set.npz")))
     heard = []
-    asked = inspection.Asked(units=3, images=8, bits=16)
+    asked = inspection.InspectionSettings(units=3, images=8, bits=16)
     found = inspection.inspect(looking, asked, heard.append)
     assert tuple(heard) == inspection.PARTS
     assert found.left_out.keys() == set(left_out)
@@ -517,7 +517,7 @@ def test_a_reason_keeps_its_dots_and_ends_in_one():
 def test_other_classes_than_the_networks_are_said(folder, pictures):
     run = made_up.run(folder / "others", "cifar_resnet:8", SIDE, 1, CLASSES + 2, {"width": 0.5})
     looking = Looking(Extractor(run, devices.mesh(), str(folder / "set.npz")))
-    asked = inspection.Asked(("saliency", "occlusion", "statistics"), images=8)
+    asked = inspection.InspectionSettings(("saliency", "occlusion", "statistics"), images=8)
     found = inspection.inspect(looking, asked)
     assert not found.own_classes
     model = classifier.load(run.folder)
@@ -540,4 +540,4 @@ def test_other_classes_than_the_networks_are_said(folder, pictures):
 )
 def test_what_cannot_be_asked(looking, asked, error, told):
     with pytest.raises(error, match=told):
-        inspection.inspect(looking, inspection.Asked(**asked))
+        inspection.inspect(looking, inspection.InspectionSettings(**asked))

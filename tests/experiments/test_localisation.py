@@ -17,7 +17,7 @@ from experiments import config, data
 from experiments.localisation import localise, localised, merging, regression
 from experiments.localisation.candidates import Localiser
 from experiments.runs import checkpoints, runs
-from experiments.testing import evaluate, kept, predictions
+from experiments.testing import evaluate, prediction_store, predictions
 from experiments.training import train
 from input_pipeline import boxes as geometry
 from input_pipeline import resident
@@ -101,7 +101,7 @@ def test_boxes_follow_views_of_images_on_the_device(mirror):
     padded = Boxes.of([box[None] for box in found]).padded(2, 40, 52)
     boxes = resident.train_boxes(padded, *asked, (40, 52), 0.6)
     assert_where_it_is_shown(np.asarray(x)[..., 0], np.asarray(boxes))
-    shown = geometry.shown(np.nan_to_num(np.asarray(boxes)), (32, 32))
+    shown = geometry.shown_share(np.nan_to_num(np.asarray(boxes)), (32, 32))
     known = np.isfinite(np.asarray(boxes)).all(axis=1)
     assert 0 < known.sum() < 24
     assert (shown[known] >= 0.6 - 1e-6).all()
@@ -467,7 +467,7 @@ def test_views_without_a_box_have_no_training_error(tmp_path):
 
 
 def test_central_test_is_of_boxes_with_the_class_given(file, localiser):
-    result, found = localiser.read("result"), kept.saved(localiser, "center")
+    result, found = localiser.read("result"), prediction_store.load(localiser, "center")
     boxes, labels = (np.load(file)[f"test_{what}"] for what in ("boxes", "labels"))
     shared = geometry.iou(found.boxes.astype(np.float64), boxes[found.ids, 0])
     np.testing.assert_array_equal(found.topk_wrong(), shared <= 0.5)
@@ -488,7 +488,7 @@ def test_central_test_is_of_boxes_with_the_class_given(file, localiser):
 def test_whole_images_of_the_crops_size_are_the_central_crops(localiser):
     found = localise.localise([(Localiser(evaluate.Subject(localiser, mesh())), (32,))])
     assert len(found.ids) == 20
-    given = kept.saved(localiser, "center")
+    given = prediction_store.load(localiser, "center")
     np.testing.assert_array_equal(~found.given, given.topk_wrong())
     # What it says of the image's own class is what the central test says.
     own = (found.classes == found.labels[:, None]).argmax(axis=1)
@@ -505,8 +505,8 @@ def test_boxes_of_several_scales_are_merged_and_kept(localiser, monkeypatch):
         again = localise.localise([(Localiser(evaluate.Subject(localiser, mesh())), (32, 64))])
     np.testing.assert_array_equal(again.boxes, found.boxes)
     about = localised.about([(localiser, (32, 64))])
-    assert localised.kept(localiser, about).rate(5) == found.rate(5)
-    assert localised.kept(localiser, localised.about([(localiser, (32, 48))])) is None
+    assert localised.load(localiser, about).rate(5) == found.rate(5)
+    assert localised.load(localiser, localised.about([(localiser, (32, 48))])) is None
     # By hand: the classifier's classes, and the boxes of both scales.
     top = np.concatenate([found.classes, found.labels[:, None]], axis=1).astype(np.int32)
     parts = [

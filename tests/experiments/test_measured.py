@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score
 
 from experiments import config as configs
 from experiments.papers import measured
-from experiments.papers.measured import Wanted
+from experiments.papers.measured import RowRuns
 from experiments.papers.table import (
     TOP1,
     TOP5,
@@ -81,7 +81,7 @@ def test_several_nets_and_members_are_averaged_before_they_are_judged(make):
     found = [make(name, 0.3, seed) for name in ("a", "bb") for seed in (0, 1)]
     row = Row("all", {"top1": number(10.0)}, Error((Net("a", members=2), Net("bb", members=2))))
     (a0, p0), (a1, p1), (b0, p2), (b1, p3) = found
-    wanted = {"all": Wanted({0: ((a0, a1), (b0, b1))})}
+    wanted = {"all": RowRuns({0: ((a0, a1), (b0, b1))})}
     (result,) = measured.measure(table([row]), "demo", "digits", wanted).rows
     expected = percent_wrong(np.mean([p0, p1, p2, p3], axis=0))
     assert result.cells["top1"].value == pytest.approx(expected)
@@ -93,7 +93,7 @@ def test_several_nets_and_members_are_averaged_before_they_are_judged(make):
 def test_seeds_give_mean_deviation_and_students_interval(make):
     found = [make("a", 0.2, seed) for seed in range(4)]
     row = Row("a", {"top1": number(6.61)}, Error((Net("a"),)))
-    wanted = {"a": Wanted({seed: ((run,),) for seed, (run, _) in enumerate(found)})}
+    wanted = {"a": RowRuns({seed: ((run,),) for seed, (run, _) in enumerate(found)})}
     (result,) = measured.measure(table([row]), "demo", "digits", wanted).rows
     errors = [percent_wrong(posteriors) for _, posteriors in found]
     cell = result.cells["top1"]
@@ -112,8 +112,8 @@ def test_seeds_with_the_same_errors_have_no_interval(make):
         Row("d", {"difference": number(2.0)}, Difference(Net("a"), Net("bb"))),
     ]
     wanted = {
-        "a": Wanted(dict.fromkeys(range(3), ((one,),))),
-        "d": Wanted(dict.fromkeys(range(3), ((one,), (two,)))),
+        "a": RowRuns(dict.fromkeys(range(3), ((one,),))),
+        "d": RowRuns(dict.fromkeys(range(3), ((one,), (two,)))),
     }
     found = measured.measure(table(rows, TOP1, column), "demo", "", wanted).rows
     cells = [found[0].cells["top1"], found[1].cells["difference"]]
@@ -128,7 +128,7 @@ def test_missing_seeds_are_said_and_missing_runs_leave_blanks(make, tmp_path):
     run, _ = make("a", 0.2)
     gone = runs.Run(tmp_path / "gone")
     rows = [Row(name, {}, Error((Net(name),))) for name in ("some", "none")]
-    wanted = {"some": Wanted({0: ((run,),), 1: ((gone,),)}), "none": Wanted({0: ((gone,),)})}
+    wanted = {"some": RowRuns({0: ((run,),), 1: ((gone,),)}), "none": RowRuns({0: ((gone,),)})}
     some, none = measured.measure(table(rows), "demo", "digits", wanted).rows
     assert some.state == "partly"
     assert "1 of 2 seeds" in some.reason
@@ -139,7 +139,7 @@ def test_missing_seeds_are_said_and_missing_runs_leave_blanks(make, tmp_path):
 def test_untested_protocol_is_not_measured(make):
     run, _ = make("a", 0.2)
     row = Row("a", {}, Error((Net("a", "multi_crop", "224"),)))
-    (result,) = measured.measure(table([row]), "demo", "", {"a": Wanted({0: ((run,),)})}).rows
+    (result,) = measured.measure(table([row]), "demo", "", {"a": RowRuns({0: ((run,),)})}).rows
     assert (result.state, result.cells) == ("not run", {})
     assert "multi_crop-Q32" in result.reason
 
@@ -148,7 +148,7 @@ def test_difference_is_paired_by_image(make):
     (one, p1), (two, p2) = make("a", 0.4), make("bb", 0.2)
     column = Column("difference", "less", "points", "top1")
     row = Row("d", {"difference": number(2.0)}, Difference(Net("a"), Net("bb")))
-    wanted = {"d": Wanted({0: ((one,), (two,))})}
+    wanted = {"d": RowRuns({0: ((one,), (two,))})}
     (result,) = measured.measure(table([row], column), "demo", "", wanted).rows
     cell = result.cells["difference"]
     assert cell.value == pytest.approx(percent_wrong(p1) - percent_wrong(p2))
@@ -171,7 +171,7 @@ def test_fewest_epochs_to_an_error_are_compared(make):
         Row("never", {}, EpochsRatio(*nets, 5.0)),
     ]
     runs_of = {0: ((slow,), (slower,), (stuck,), (fast,), (gone,))}
-    wanted = {name: Wanted(runs_of) for name in ("r", "never")}
+    wanted = {name: RowRuns(runs_of) for name in ("r", "never")}
     found = measured.measure(table(rows, column), "demo", "", wanted).rows
     assert [row.state for row in found] == ["not run", "not run"]
     runs.write_json(gone.folder / "failed.json", {"reason": "NaN", "kind": "diverged"})
@@ -202,7 +202,7 @@ def test_errors_after_some_epochs_are_those_that_the_training_logged(make):
         Column("test", "test error", "%", "test"),
     )
     rows = [Row(f"{n}", {"test": number(3.5)}, AfterEpochs(Net("a"), n)) for n in (1.0, 5.0, 7.0)]
-    wanted = {row.name: Wanted({0: ((runs_made[0],),)}) for row in rows}
+    wanted = {row.name: RowRuns({0: ((runs_made[0],),)}) for row in rows}
     first, fifth, seventh = measured.measure(table(rows, *columns), "demo", "", wanted).rows
     assert (first.cells["train"].value, first.cells["test"].value) == (60.0, 50.0)
     assert (fifth.cells["train"].value, fifth.cells["train"].n) == (2.5, 1000)
@@ -210,7 +210,7 @@ def test_errors_after_some_epochs_are_those_that_the_training_logged(make):
     assert fifth.cells["test"].low == pytest.approx(error_rate(8, N).low)
     assert seventh.cells == {}
     assert "logged no" in seventh.reason
-    both = {"5.0": Wanted({seed: ((run,),) for seed, run in enumerate(runs_made)})}
+    both = {"5.0": RowRuns({seed: ((run,),) for seed, run in enumerate(runs_made)})}
     (row,) = measured.measure(table(rows[1:2], *columns), "demo", "", both).rows
     assert (row.cells["train"].value, row.cells["test"].value) == (2.0, 3.5)
     assert row.cells["test"].seeds == 2
@@ -219,7 +219,7 @@ def test_errors_after_some_epochs_are_those_that_the_training_logged(make):
 def test_counts_need_no_run():
     columns = (Column("params", "p", "M", "params"), Column("macs", "m", "G", "macs"))
     row = Row("E", {"params": number(144.0)}, Count("vgg:E"))
-    (result,) = measured.measure(table([row], *columns), "demo", "", {"E": Wanted()}).rows
+    (result,) = measured.measure(table([row], *columns), "demo", "", {"E": RowRuns()}).rows
     assert result.cells["params"].value == pytest.approx(143.667240)
     assert result.cells["macs"].value == pytest.approx(19.632062464)
 
@@ -230,10 +230,10 @@ def test_agreement_is_over_rows_with_both_figures(make):
     for i, (value, error) in enumerate(zip(printed, (0.1, 0.3, 0.2, 0.5), strict=True)):
         run, posteriors = make("a" * (i + 1), error)
         rows.append(Row(f"r{i}", {"top1": number(value)}, Error((Net("a"),))))
-        wanted[f"r{i}"] = Wanted({0: ((run,),)})
+        wanted[f"r{i}"] = RowRuns({0: ((run,),)})
         errors.append(percent_wrong(posteriors))
     rows.append(Row("others", {"top1": number(1.0)}))
-    wanted["others"] = Wanted(state="printed only")
+    wanted["others"] = RowRuns(state="printed only")
     result = measured.measure(table(rows), "demo", "", wanted)
     assert set(result.agreement) == {"top1"}
     assert result.agreement["top1"].rows == 4
@@ -246,7 +246,7 @@ def test_overlap_is_one_for_the_same_posteriors(make):
     for name in ("a", "bb"):
         run, p = make(name, 0.4)
         rows.append(Row(name, {}, Error((Net(name),))))
-        wanted[name] = Wanted({0: ((run,),)})
+        wanted[name] = RowRuns({0: ((run,),)})
         posteriors.append(p)
     compared = [r.compared for r in measured.measure(table(rows), "demo", "", wanted).rows]
     assert [ids.tolist() for ids, _ in compared] == [list(range(N))] * 2

@@ -135,8 +135,8 @@ def test_on_the_same_images_what_is_inherited_is_what_would_be_fitted(kind, fold
     donor = trained(small(dark, data__normalise=kind), folder / "runs")
     run = seeded(donor, dark, data__normalise=kind, seed=1)
     c = run.config()
-    inherited = data.prepare(c, prep=preprocessing.inherited(run, c)).seen.normalise
-    fitted = data.prepare(small(dark, data__normalise=kind)).seen.normalise
+    inherited = data.prepare(c, prep=preprocessing.inherited(run, c)).preprocessing.normalise
+    fitted = data.prepare(small(dark, data__normalise=kind)).preprocessing.normalise
     for name, array in vars(fitted).items():
         np.testing.assert_array_equal(getattr(inherited, name), array, err_msg=name)
 
@@ -322,4 +322,4 @@ def test_encoded_images_are_seen_as_those_of_imported_weights(tmp_path):
         scaled = np.asarray(image.resize((24, 25), Image.Resampling.BICUBIC), np.float64)
         crops = [(scaled[row : row + 24] - [100, 110, 120]) / [60, 61, 62] for row in range(2)]
         assert min(np.abs(view - crop).max() for crop in crops) < 1.01 / 60
-    assert d.seen.resize == "bicubic"
+    assert d.preprocessing.resize == "bicubic"

@@ -19,7 +19,7 @@ from experiments.network import skeleton
 from experiments.report import study
 from experiments.runs import checkpoints, results, runs
 from experiments.testing import classifier, evaluate, predictions
-from experiments.testing.kept import Asked
+from experiments.testing.prediction_store import EvaluationSettings
 from experiments.testing.predictions import Predictions, PredictionsError
 from experiments.training import state, train
 from experiments.transfer import finetune
@@ -275,10 +275,10 @@ def test_other_images_are_tested_by_the_names_of_their_classes(run, tmp_path):
     for file in (other / "ImageSets/Main").glob("dog_*.txt"):
         file.rename(file.with_name(file.name.replace("dog", "aeroplane")))
     with pytest.raises(DataError, match="aeroplane"):
-        evaluate.Subject(run, mesh(), Asked(data=str(other))).tested()
+        evaluate.Subject(run, mesh(), EvaluationSettings(data=str(other))).tested()
     for file in (other / "ImageSets/Main").glob("aeroplane_*.txt"):
         file.unlink()
-    found = evaluate.Subject(run, mesh(), Asked(data=str(other))).tested()
+    found = evaluate.Subject(run, mesh(), EvaluationSettings(data=str(other))).tested()
     own = told_by(run)
     assert found.predictions.targets[:, 1].tolist() == [-1] * 12
     np.testing.assert_array_equal(found.predictions.targets[:, ::2], own.targets[:, ::2])

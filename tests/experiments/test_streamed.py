@@ -158,7 +158,9 @@ def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
     expected = predictions.load(saved).posteriors
     # One pixel may lie between the two ways of rounding a scaled side.
     assert np.abs(posteriors - expected).mean() < 0.02
-    other = evaluate.Subject(run, mesh(), asked=evaluate.Asked(data=str(folder))).tested()
+    other = evaluate.Subject(
+        run, mesh(), settings=evaluate.EvaluationSettings(data=str(folder))
+    ).tested()
     np.testing.assert_allclose(other.predictions.posteriors, expected, atol=1e-4)
 
 
@@ -216,7 +218,7 @@ def pixels(folder, c):
 def test_means_and_deviation_are_those_of_the_training_images(folder):
     for kind, axes in (("per_channel", (0, 1, 2)), ("per_pixel", 0)):
         c = settings(folder, data__normalise=kind)
-        found, expected = data.prepare(c).seen.normalise, pixels(folder, c)
+        found, expected = data.prepare(c).preprocessing.normalise, pixels(folder, c)
         mean = expected.mean(axis=axes)
         np.testing.assert_allclose(found.mean, mean, atol=1.0)
         assert found.std == pytest.approx(np.sqrt(np.mean((expected - mean) ** 2)), rel=0.01)
@@ -227,7 +229,7 @@ def test_fixed_means_need_no_pass_over_the_images(folder):
     c = settings(
         folder, data__normalise="fixed", data__colour="pca_public", data__divide_by_std=False
     )
-    found = data.prepare(c, on_progress=lambda *counts: read.append(counts)).seen.normalise
+    found = data.prepare(c, on_progress=lambda *counts: read.append(counts)).preprocessing.normalise
     assert found.mean.tolist() == pytest.approx([123.68, 116.779, 103.939])
     assert not read
 
@@ -308,10 +310,14 @@ def test_statistics_are_kept_and_a_broken_file_is_made_anew(folder, tmp_path):
     read.clear()
     second = data.prepare(c, statistics_file=kept, on_progress=lambda *counts: read.append(counts))
     assert not read
-    np.testing.assert_array_equal(first.seen.normalise.mean, second.seen.normalise.mean)
+    np.testing.assert_array_equal(
+        first.preprocessing.normalise.mean, second.preprocessing.normalise.mean
+    )
     kept.write_bytes(kept.read_bytes()[:100])
     third = data.prepare(c, statistics_file=kept)
-    np.testing.assert_array_equal(first.seen.normalise.mean, third.seen.normalise.mean)
+    np.testing.assert_array_equal(
+        first.preprocessing.normalise.mean, third.preprocessing.normalise.mean
+    )
 
 
 def test_the_log_tells_the_loss_of_each_epoch(finished):
@@ -341,8 +347,8 @@ def test_with_data_exif_images_are_turned_in_training_in_tests_and_in_prediction
         batches.append(np.asarray(feed.next(range(1))["images"]))
         feed.close()
     np.testing.assert_array_equal(*batches)
-    assert [d.seen.exif for d in both] == [True, False]
-    preprocessing.save(tmp_path / "seen.npz", both[0].seen)
+    assert [d.preprocessing.exif for d in both] == [True, False]
+    preprocessing.save(tmp_path / "seen.npz", both[0].preprocessing)
     seen = preprocessing.load(tmp_path / "seen.npz")
     assert seen.exif
     told = []

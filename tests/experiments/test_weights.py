@@ -79,7 +79,7 @@ def test_a_cifar_vgg_is_imported_and_keeps_its_hidden_units_in_our_own_files(
     model = classifier.load(run.folder)
     assert run.config().model.hidden == hidden
     assert model.class_names == weights.CIFAR10_CLASSES
-    np.testing.assert_allclose(model.seen.normalise.std, np.multiply(std, 255), rtol=1e-6)
+    np.testing.assert_allclose(model.preprocessing.normalise.std, np.multiply(std, 255), rtol=1e-6)
     x = images(5)
     weights.export_run(run, own, "cnn-depth")
     again = classifier.load(weights.import_run(own, "vgg:A", tmp_path / "again").folder)
@@ -93,7 +93,7 @@ def test_cifar_100s_networks_see_its_images_and_other_numbers_of_classes_ask(tmp
         weight_files.write(path, pretrained.export(net, "pytorch-cifar-models"))
         model = classifier.load(weights.import_run(path, "cifar_resnet:8", tmp_path).folder)
         assert model.class_names == names
-        assert model.seen.normalise.mean[0] == pytest.approx(
+        assert model.preprocessing.normalise.mean[0] == pytest.approx(
             255 * (0.4914 if classes == 10 else 0.507)
         )
     net = random_network("cifar_resnet:8", shortcut="B", classes=20)
@@ -155,7 +155,9 @@ def test_an_imported_run_is_tested_on_folders_files_and_arrays_alike(cifar_file,
         yield lambda *found: seen.append(found)
 
     by_array, by_file = (
-        evaluate.Subject(run, mesh, evaluate.Asked(data=str(data)), bar).tested().to_json()
+        evaluate.Subject(run, mesh, evaluate.EvaluationSettings(data=str(data)), bar)
+        .tested()
+        .to_json()
         for data in (npz, tmp_path / "folder")
     )
     posteriors = classifier.load(run.folder)(x)

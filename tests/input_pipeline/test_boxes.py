@@ -86,7 +86,7 @@ def test_boxes_follow_training_views_and_their_mirrors(view, kind):
     )
     viewer, seen = stream.training_viewer(source, view, seed=3), 0
     for i, (size, box) in enumerate(wanted):
-        (pixels,), _ = viewer.one(i, 1)
+        (pixels,), _ = viewer.example(i, 1)
         (place,) = viewer.places(*size, i, 1)
         assert place == view.place(*size, order.words(3, 1, i, view.WORDS))
         found = boxes.in_view(np.array([box], float), place)
@@ -164,7 +164,7 @@ def test_overlaps_are_counts_of_pixels():
         assert boxes.areas(np.array(one)) == a.sum()
         view = mask(one)[5:25, 3:33]  # one that shows a part
         placed = np.array(one, float) - [3, 5, 3, 5]
-        assert boxes.shown(placed, (20, 30)) == pytest.approx(view.sum() / a.sum(), abs=1e-12)
+        assert boxes.shown_share(placed, (20, 30)) == pytest.approx(view.sum() / a.sum(), abs=1e-12)
 
 
 @pytest.mark.peers
@@ -185,7 +185,7 @@ def test_an_empty_box_overlaps_nothing():
         assert boxes.areas(box) == 0
         assert boxes.iou(box, box) == 0
         assert boxes.iou(box, np.array([0.0, 0, 10, 10])) == 0
-        assert boxes.shown(box, (10, 10)) == 0
+        assert boxes.shown_share(box, (10, 10)) == 0
 
 
 def test_padding_and_taking_keep_each_images_own():

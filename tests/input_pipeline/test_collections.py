@@ -11,7 +11,7 @@ from input_pipeline.collections import open_collection
 from input_pipeline.crops import CentreView
 from input_pipeline.datasets import load
 from input_pipeline.image_files import read_image
-from input_pipeline.sources.collection import ANY, TEST, TRAIN, Held, Joined
+from input_pipeline.sources.collection import ANY, TEST, TRAIN, InMemory, Joined
 from input_pipeline.sources.source import Source
 from tests.input_pipeline.encoded_images import Memory
 
@@ -27,7 +27,7 @@ def some_images(channels, count=5, seed=0):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_held_images_are_read_back_exactly(held, channels):
     images = some_images(held)
-    source = Held(images, np.array([3, 1, 4, 1, 5], np.int32), "digits, train")
+    source = InMemory(images, np.array([3, 1, 4, 1, 5], np.int32), "digits, train")
     assert source.where(2) == "digits, train: image 2"
     for i, image in enumerate(images):
         content, label = source.read(i)
@@ -43,7 +43,7 @@ def test_held_images_are_read_back_exactly(held, channels):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_held_grey_images_are_viewed_exactly(channels):
     images = some_images(1)[:, :4]  # as large as the view
-    source = Held(images, np.arange(5, dtype=np.int32), "held")
+    source = InMemory(images, np.arange(5, dtype=np.int32), "held")
     view, how = CentreView(Q=4, crop=4), stream.Decoding(channels=channels)
     with contextlib.closing(stream.eval_stream(source, view, batch=2, how=how)) as batches:
         shown = np.concatenate([batch.views[:, 0] for batch in batches])

@@ -81,7 +81,7 @@ def pair(request, folder, tmp_path_factory):
     return Pair(*(open_set("shards", root / name) for name in Pair._fields))
 
 
-HOW = Decoding(most=1.0, threads=2)
+HOW = Decoding(max_unusable=1.0, threads=2)
 TRAIN_VIEWS = {
     "VGG": crops.ScaleView(crop=64, S=(64, 130)),
     "AlexNet": crops.SquareView(crop=64, S=70),
@@ -112,7 +112,7 @@ def same(first, second):
 def trained_on(source, view, kernel="bilinear"):
     """Four epochs of batches, and what was unusable."""
     bad = []
-    how = Decoding(most=1.0, threads=2, kernel=kernel, on_bad=bad.append)
+    how = Decoding(max_unusable=1.0, threads=2, kernel=kernel, on_bad=bad.append)
     with Stream(source, view, seed=3, batch=17, how=how) as stream:
         return [next(stream) for _ in range(8)], bad
 
@@ -131,7 +131,7 @@ def test_training_views_are_the_same_bits(pair, name, kernel):
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic", "opencv_bilinear"])
 @pytest.mark.parametrize("name", TEST_VIEWS)
 def test_test_views_are_the_same_bits(pair, name, kernel):
-    how = Decoding(most=1.0, threads=2, kernel=kernel)
+    how = Decoding(max_unusable=1.0, threads=2, kernel=kernel)
     found = [list(eval_stream(images.test, TEST_VIEWS[name], batch=8, how=how)) for images in pair]
     same(*found)
     assert sum(batch.mask.sum() for batch in found[0]) == 2 * (len(ORIGINALS) - len(UNUSABLE))
@@ -393,7 +393,7 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_one_unusable_image(folder, t
     file = tmp_path / "train-00000-of-00001.tfrecord"
     os.truncate(file, 200_000)
     bad = []
-    how = Decoding(most=1.0, on_bad=bad.append)
+    how = Decoding(max_unusable=1.0, on_bad=bad.append)
     found = list(eval_stream(train, TEST_VIEWS["centre"], batch=8, how=how))
     assert 0 < sum(batch.mask.sum() for batch in found) < len(train)
     assert any("ends before byte" in reason and file.name in reason for reason in bad)
@@ -417,7 +417,7 @@ def test_neither_writing_nor_reading_needs_tensorflow(folder, tmp_path, fresh_py
         "train = sources.open_set('shards', sys.argv[2]).train\n"
         "from input_pipeline import stream\n"
         "shown = stream.training_viewer(train, crops.AreaView(crop=32), seed=0)\n"
-        "print(shown.one(0, 0)[0].shape)\n"
+        "print(shown.example(0, 0)[0].shape)\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
     done = fresh_python("-c", code, str(good), str(tmp_path / "out"))

@@ -441,7 +441,7 @@ def test_links_that_lead_nowhere_are_named_before_anything_is_written(folder, tm
 
 def test_two_calls_do_not_write_to_one_folder(images, tmp_path):
     with (
-        preparing._alone(tmp_path),
+        preparing._locked(tmp_path),
         pytest.raises(DataError, match="another process is writing shards here"),
     ):
         prepare(images, tmp_path, processes=1)

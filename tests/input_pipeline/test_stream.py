@@ -235,7 +235,7 @@ def test_the_policy_raise_ends_at_the_first_bad_file():
 def test_a_test_leaves_unusable_files_out_and_names_them():
     told = []
     view = crops.TenCropView(crop=20, Q=24)
-    how = Decoding(most=0.2, on_bad=told.append)
+    how = Decoding(max_unusable=0.2, on_bad=told.append)
     found = list(eval_stream(odd_source(), view, batch=8, how=how))
     mask = np.concatenate([batch.mask for batch in found])
     indices = np.concatenate([batch.indices for batch in found])

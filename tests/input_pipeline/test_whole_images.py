@@ -56,7 +56,7 @@ CONTENTS = [encoded(picture(*shape, i)) for i, shape in enumerate(SHAPES)]
 SOURCE = Memory(CONTENTS)
 SIZES = np.array(SHAPES, np.int32)
 Q = 32
-ALL = Decoding(most=1.0)
+ALL = Decoding(max_unusable=1.0)
 
 
 def streamed(source=SOURCE, sizes=SIZES, *, pixels=5 * Q * Q, **options):
@@ -130,12 +130,12 @@ def test_unusable_files_have_no_size_and_are_named_in_order():
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [(Decoding(policy="raise"), "none is allowed"), (Decoding(most=0.1), "0.1 is allowed")],
+    [(Decoding(policy="raise"), "none is allowed"), (Decoding(max_unusable=0.1), "0.1 is allowed")],
 )
 def test_more_unusable_files_than_allowed_end_the_reading_of_sizes(how, words):
     with pytest.raises(DataError, match=words):
         whole_images.image_sizes(bad_source(), how)
-    five = Decoding(most=5 / N)
+    five = Decoding(max_unusable=5 / N)
     assert (whole_images.image_sizes(bad_source(), five)[:, 0] == 0).sum() == 5
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.runs import runs
 from experiments.runs.runs import Run
-from experiments.testing.kept import PlannedTest
+from experiments.testing.prediction_store import PlannedTest
 from launch import cli
 from launch.executors import backend, cluster, slurm, squeue
 from launch.executors.cluster import Cluster, ClusterError

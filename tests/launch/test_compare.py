@@ -13,7 +13,7 @@ from experiments.runs import runs
 from experiments.runs.names import find_run
 from experiments.statistics import bootstrap_difference
 from experiments.testing import predictions, protocols
-from experiments.testing.kept import Asked
+from experiments.testing.prediction_store import EvaluationSettings
 from experiments.testing.predictions import Predictions
 from input_pipeline import crops
 
@@ -153,7 +153,7 @@ def test_runs_are_told_by_their_rows_and_seeds(folder, compared, shown):
 
 def test_one_run_is_compared_over_its_protocols(folder, compared):
     make_run(folder, "a", 1, 0.3)
-    run, asked, tested = find_run("a", folder), Asked(which="best"), {}
+    run, asked, tested = find_run("a", folder), EvaluationSettings(which="best"), {}
     for seed, (name, Q) in enumerate((p, Q) for p in ("center", "dense") for Q in ("32", "40")):
         (part,) = protocols.resolve(name, run.config(), Q)
         given = Predictions(np.arange(N), LABELS, posteriors(seed, 0.1 * seed))

@@ -110,7 +110,7 @@ def test_check_agrees_with_training_on_what_is_unusable(odd, call):
     told = json.loads(call("data", "check", odd, "--json")[1])
     train = open_set("folder", odd).train
     view, left_out = ScaleView(crop=16, S=(16, 32)), []
-    how = Decoding(most=1.0, on_bad=left_out.append)
+    how = Decoding(max_unusable=1.0, on_bad=left_out.append)
     with Stream(train, view, seed=0, batch=len(train), how=how) as stream:
         next(stream)
     assert sorted(left_out) == sorted(entry["reason"] for entry in told["unusable"])
@@ -219,7 +219,7 @@ def test_check_decodes_no_two_large_images_at_once(good, monkeypatch):
     from input_pipeline import image_files
     from input_pipeline.sources import open_set
 
-    monkeypatch.setattr(check, "MOST_PIXELS", 2 * 300 * 250)
+    monkeypatch.setattr(check, "MAX_PIXELS", 2 * 300 * 250)
     here, most, decode = [0], [0], image_files.image_size
 
     def counted(*args):
@@ -233,7 +233,7 @@ def test_check_decodes_no_two_large_images_at_once(good, monkeypatch):
     monkeypatch.setattr(image_files, "image_size", counted)
     check.check(open_set("folder", "good"), threads=8)
     assert most == [2]
-    monkeypatch.setattr(check, "MOST_PIXELS", 300 * 250 - 1)
+    monkeypatch.setattr(check, "MAX_PIXELS", 300 * 250 - 1)
     most[0] = 0
     check.check(open_set("folder", "good"), threads=8)
     assert most == [1]

@@ -23,7 +23,7 @@ def make_run(c, folder):
     params, stats = network.initial(c, images.classes, images.channels)
     with contextlib.closing(checkpoints.Checkpoints(run.checkpoints)) as saved:
         saved.save(1, {"params": params, "stats": stats}, {}, val_error=50.0)
-    preprocessing.save(run.folder / "preprocessing.npz", images.seen)
+    preprocessing.save(run.folder / "preprocessing.npz", images.preprocessing)
     return run
 
 

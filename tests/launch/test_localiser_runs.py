@@ -267,12 +267,12 @@ def test_nothing_is_reused_of_a_classifier_that_was_trained_anew(localiser, tmp_
     run, own = runs.Run(copied / localiser.id), runs.Run(copied / localiser.config().seeding.run)
     at = [(run, (32,))]
     before = localise.localise([(Localiser(evaluate.Subject(run, devices.mesh())), (32,))])
-    assert localised.kept(run, localised.about(at)) is not None
+    assert localised.load(run, localised.about(at)) is not None
     shutil.rmtree(own.checkpoints)
     made = own.read("run")
     shutil.copytree(seed_anew(own, tmp_path / "anew"), own.checkpoints)
     runs.write_json(own.folder / "run.json", {**made, "created": "later"})
-    assert localised.kept(run, localised.about(at)) is None
+    assert localised.load(run, localised.about(at)) is None
     after = localise.localise([(Localiser(evaluate.Subject(run, devices.mesh())), (32,))])
     assert not np.array_equal(after.boxes, before.boxes)
 

@@ -15,7 +15,7 @@ from experiments import config as configs
 from experiments import data as data_lib
 from experiments import papers
 from experiments.papers.heads import Head, Sets
-from experiments.papers.measured import Wanted, measure
+from experiments.papers.measured import RowRuns, measure
 from experiments.papers.table import Column, Net, Row, Table, Target, Transferred
 from experiments.report import paper
 from experiments.runs import runs
@@ -114,7 +114,7 @@ def sets(tmp_path_factory):
 def shown(trained, sets, profile, wanted=None):
     """The rows of the table by name."""
     both = {0: tuple((run,) for run in trained)}
-    wanted = wanted or {"a": Wanted({0: both[0][:1]}), "a & b": Wanted(both)}
+    wanted = wanted or {"a": RowRuns({0: both[0][:1]}), "a & b": RowRuns(both)}
     return {row.row.name: row for row in measure(TABLE, profile, "", wanted, sets).rows}
 
 
@@ -181,7 +181,7 @@ def test_a_process_that_ends_is_told(trained, monkeypatch):
 
 
 def test_several_seeds_are_averaged_over_their_splits(trained):
-    seeds = {"a": Wanted({s: ((run,),) for s, run in enumerate(trained)}), "a & b": Wanted()}
+    seeds = {"a": RowRuns({s: ((run,),) for s, run in enumerate(trained)}), "a & b": RowRuns()}
     other = replace(of_row(Sets(), "demo", trained)[OWN], runs=(trained[1],))
     learn(replace(other, runs=(trained[0],)), other)
     row = shown(trained, Sets(), "demo", seeds)["a"]
@@ -233,7 +233,7 @@ def test_columns_of_other_profiles_are_printed_only(trained, sets):
     own = of_row(Sets(), "demo", trained)[OWN]
     learn(own, replace(own, runs=own.runs[:1]))
     both = {0: tuple((run,) for run in trained)}
-    wanted = {"a": Wanted({0: both[0][:1]}), "a & b": Wanted(both)}
+    wanted = {"a": RowRuns({0: both[0][:1]}), "a & b": RowRuns(both)}
     printed = replace(ROWS[0], printed={VOC: papers.tables()["vgg-12"].rows[0].printed["ap"]})
     table = replace(TABLE, rows=(printed, ROWS[1]))
     demo, full = (measure(table, profile, "", wanted, Sets(sets)) for profile in ("demo", "paper"))
@@ -280,7 +280,7 @@ def test_nets_learn_the_first_four_fifths_of_a_folders_classes(tmp_path):
     tables = planned(tmp_path, *words, name="vgg")  # the others are not kept from it
     requests = {row.request for one in tables for row in one.rows if one.table.name == "vgg-11"}
     assert any(re.search(few, request) for request in requests)
-    assert sum(row.asked for one in tables for row in one.rows) > 10
+    assert sum(row.selected for one in tables for row in one.rows) > 10
     words = photographs("defghijkl")
     (found,) = planned(tmp_path, *words)
     learnt = {job.config.data.classes for row in found.rows for job in row.jobs}

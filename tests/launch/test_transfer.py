@@ -15,7 +15,7 @@ from experiments import weights
 from experiments.report import transfer as transfer_report
 from experiments.runs import runs
 from experiments.testing import predictions
-from experiments.transfer import features, finetune, kept, transfer
+from experiments.transfer import features, finetune, result_store, transfer
 from input_pipeline.sources.collection import ANY, TEST, TRAIN
 from tests.experiments.test_report import smallest_text
 
@@ -148,9 +148,13 @@ def test_networks_side_by_side(run_in, folder, photos, monkeypatch):
     assert told["runs"] == []
     first = runs.Run(next(folder.glob("cifar_resnet-8-*")))
     how = transfer.How(normalise="l2")
-    found = kept.find([first, second], "pool", result["passes"], result["fingerprint"], how)
+    found = result_store.by_fingerprint(
+        [first, second], "pool", result["passes"], result["fingerprint"], how
+    )
     assert found == result
-    assert kept.find([first, second], "pool", result["passes"], "other", how) is None
+    assert (
+        result_store.by_fingerprint([first, second], "pool", result["passes"], "other", how) is None
+    )
     groups = [
         features.Extractor(run, mesh(), str(photos)).found(features.Wanted())
         for run in (first, second)

@@ -24,19 +24,19 @@ def learn(
     """The result of a head on the features of networks, side by side, computed where needed.
 
     The result is kept if the networks are the last checkpoints' of trained runs, and features are
-    kept as float32. Raises what `Extractor.found`, `transfer.run` and `keep` do.
+    kept as float32. Raises what `Extractor.found`, `transfer.run` and `save` do.
     """
     result = transfer.run([subject.found(request) for subject, request in of], how, on_progress)
     usual = ("last", "float32", True)
     if all(
-        (subject.asked.which, request.dtype, subject.run.trained) == usual
+        (subject.settings.which, request.dtype, subject.run.trained) == usual
         for subject, request in of
     ):
-        keep([subject.run for subject, _ in of], result)
+        save([subject.run for subject, _ in of], result)
     return result
 
 
-def keep(of: Sequence[runs.Run], result: Result) -> None:
+def save(of: Sequence[runs.Run], result: Result) -> None:
     """Keeps a result with the first of the runs whose features it is of.
 
     Raises RunError where it can't be written.
@@ -49,10 +49,10 @@ def keep(of: Sequence[runs.Run], result: Result) -> None:
     runs.write_json(file, result.to_json())
 
 
-def find(
+def by_fingerprint(
     of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, how: How
 ) -> dict[str, Any] | None:
-    """The result that `keep` wrote, or None where there is none or it can't be read.
+    """The result that `save` wrote, or None where there is none or it can't be read.
 
     of: the runs whose features are taken side by side; passes: their names, as of `Found`; data:
     the fingerprint of the set.
@@ -60,10 +60,10 @@ def find(
     return _read(_file(of, layer, passes, data, how))
 
 
-def called(
+def by_name(
     of: Sequence[runs.Run], layer: str, passes: Sequence[str], name: str, how: How
 ) -> dict[str, Any] | None:
-    """The result that `keep` wrote for a set of which only the name is known.
+    """The result that `save` wrote for a set of which only the name is known.
 
     None where there is no such result, and where several sets of this name have one.
     """

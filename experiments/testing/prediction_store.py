@@ -20,7 +20,7 @@ ENDED = {"mirror", "left_out"}  # keys that a file has only where its pass has e
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvaluationSettings:
     """What of a run is tested, and on what."""
 
     which: str = "last"  # checkpoint: `last`, or `best` on held-out images
@@ -45,7 +45,7 @@ class Asked:
         return run.folder / "predictions" / f"{'-'.join(words)}.npz"
 
 
-OWN = Asked()
+OWN = EvaluationSettings()
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,24 @@ def read(file: Path, about: Mapping[str, Any], *, ended: bool = True) -> Predict
         return None
 
 
-def saved(
+def load(
     run: runs.Run,
     protocol: str,
     scales: str | None = None,
     *,
     flip: bool = False,
-    asked: Asked = OWN,
+    settings: EvaluationSettings = OWN,
 ) -> Predictions:
     """The posteriors of a run tested by a protocol; for `center` the test after training will do.
 
     RunError: the checkpoint was not tested so. PredictionsError: a file can't be read.
     """
-    files = _files(run, PlannedTest(protocol, scales, flip), asked)
+    files = _files(run, PlannedTest(protocol, scales, flip), settings)
     return predictions.mean([predictions.load(file) for file in files])
 
 
-def there(run: runs.Run, test: PlannedTest) -> bool:
-    """Whether `saved` has the posteriors of a run's own test images; they are not read."""
+def is_complete(run: runs.Run, test: PlannedTest) -> bool:
+    """Whether `load` has the posteriors of a run's own test images; they are not read."""
     try:
         _files(run, test, OWN)
     except (runs.RunError, PredictionsError):
@@ -104,24 +104,24 @@ def there(run: runs.Run, test: PlannedTest) -> bool:
     return True
 
 
-def _files(run: runs.Run, test: PlannedTest, asked: Asked) -> list[Path]:
-    """The files of a test's passes. Raises as `saved` does."""
+def _files(run: runs.Run, test: PlannedTest, settings: EvaluationSettings) -> list[Path]:
+    """The files of a test's passes. Raises as `load` does."""
     config = run.config()
     parts = protocols.resolve(test.protocol, config, test.scales, flip=test.flip)
     final = run.folder / "predictions" / "test-center.npz"
-    files = [asked.file(run, part) for part in parts]
-    is_final = asked == OWN and parts == protocols.resolve("center", config) and final.is_file()
+    files = [settings.file(run, part) for part in parts]
+    is_final = settings == OWN and parts == protocols.resolve("center", config) and final.is_file()
     if is_final:
         files = [final]
     missing = [part.name for part, file in zip(parts, files, strict=True) if not file.is_file()]
     if missing:
         raise runs.RunError(f"{run.id} was not tested so ({missing[0]} is missing)")
     abouts = [predictions.about(file) for file in files]
-    if asked.data is not None and not all("classes" in about for about in abouts):
+    if settings.data is not None and not all("classes" in about for about in abouts):
         raise runs.RunError(f"{run.id} was tested so before classes were matched by name")
     steps = {about.get("step") for about in abouts}
     saved_steps = sorted(int(p.name) for p in run.checkpoints.glob("*") if p.name.isdecimal())
-    valid = saved_steps[-1:] if asked.which == "last" else saved_steps
+    valid = saved_steps[-1:] if settings.which == "last" else saved_steps
     if not is_final and (len(steps) > 1 or (saved_steps and not steps <= set(valid))):
         raise runs.RunError(f"{run.id} was tested so at another checkpoint than it has now")
     if any(about.get("rounding") != crops.ROUNDING for about in abouts):
