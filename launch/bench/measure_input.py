@@ -211,18 +211,20 @@ def gather(path: str | None, scratch: Path) -> Images:
     copies.mkdir()
     usable, files, sizes, labels = [], [], [], []
     for place in places.tolist():
-        with suppress(OSError, DataError):
+        try:
             content, label = source.read(place)
             header = jpeg.header(content)
             if header is None:
                 continue
             image_files.read_image(source.where(place), 3, content)
-            file = copies / f"{place}.jpg"
-            file.write_bytes(content)
-            usable.append(place)
-            files.append(str(file))
-            sizes.append((header.height, header.width))
-            labels.append(label)
+        except (OSError, DataError):
+            continue
+        file = copies / f"{place}.jpg"
+        file.write_bytes(content)
+        usable.append(place)
+        files.append(str(file))
+        sizes.append((header.height, header.width))
+        labels.append(label)
     if not usable:
         raise DataError(f"{path}: none of {len(places)} images tried is a JPEG that can be decoded")
     subset = source.take(np.array(usable))

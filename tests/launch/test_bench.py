@@ -1,9 +1,11 @@
 """`bench`, and `bench input`: ratios of one repeat; everyone is shown the same examples."""
 
+import errno
 import importlib.util
 import itertools
 import json
 import multiprocessing
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -313,6 +315,15 @@ def test_folder_whose_images_are_all_damaged_is_refused(tmp_path):
     (tmp_path / "photos" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(DataError, match="none of 1 images tried"):
         input_bench.gather(str(tmp_path / "photos"), tmp_path)
+
+
+def test_full_disk_is_told_and_leaves_no_image_out(photos, tmp_path, monkeypatch):
+    def full(self, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        input_bench.gather(str(photos), tmp_path)
 
 
 @pytest.mark.slow
