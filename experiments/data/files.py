@@ -72,12 +72,12 @@ def open_files(
     options = {
         "name": "image files",
         "fingerprint": "",
-        "seen": prep,
+        "preprocessing": prep,
         "counts": {"test": len(usable)},
         **base.test_sizes(config),
     }
     if view is not None:
-        options["seen"] = dataclasses.replace(prep, of_view=False)
+        options["preprocessing"] = dataclasses.replace(prep, of_view=False)
         labels: np.ndarray = np.zeros(len(usable), np.int32)
         data: TestData = foreign.on_device(np.stack(squares), labels, **options)
     else:

@@ -102,7 +102,7 @@ class _SetInfo:
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
-            "seen": dataclasses.replace(prep, mirror_ok=self.mirror_ok and prep.mirror_ok),
+            "preprocessing": dataclasses.replace(prep, mirror_ok=self.mirror_ok and prep.mirror_ok),
             "counts": {"test": n},
             "matched": self.matched,
             **data_lib.test_sizes(config),
@@ -129,7 +129,7 @@ def _streamed(
     )
     side = prep.small_side(config.data.image_size)
     if side is not None:
-        options["seen"] = dataclasses.replace(options["seen"], of_view=False)
+        options["preprocessing"] = dataclasses.replace(options["preprocessing"], of_view=False)
         return _small(source, how, side, options)
     return StreamedTests(
         **options,
@@ -157,13 +157,13 @@ def _small(
     images = np.concatenate([batch.views[:, 0] for batch in batches])[:n]
     labels = np.concatenate([batch.labels for batch in batches])[:n]
     usable = np.concatenate([batch.mask for batch in batches])[:n]
-    images = image_files.framed(images, options["seen"].frame)
+    images = image_files.framed(images, options["preprocessing"].frame)
     return on_device(images, labels, usable=usable, **options)
 
 
 def on_device(images: np.ndarray, labels: np.ndarray, **options: Any) -> ResidentTests:
     """Images (n, h, w, C) uint8 as part `test`. options: as of `ResidentTests`."""
-    whitening = options["seen"].normalise.whitening
+    whitening = options["preprocessing"].normalise.whitening
     return ResidentTests(
         **options,
         constants=(resident.Images.of(images), labels, whitening),

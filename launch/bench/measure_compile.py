@@ -71,7 +71,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurement:
     """The starts of one case."""
 
     case: Case
@@ -112,7 +112,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
         for case in cases:
             subjects = {str(case): functools.partial(twice, case)}
             series_of, _ = in_turns(subjects, args.repeats, on_turn)
-            measurements.append(Found(case, series_of[str(case)]))
+            measurements.append(Measurement(case, series_of[str(case)]))
     return report(measurements, args.repeats, platform, machine)
 
 
@@ -140,7 +140,7 @@ def start(case: Case, cache: str) -> Start:
     return Start(**fields, timing=timing)
 
 
-def items(measurements: list[Found]) -> list[Item]:
+def items(measurements: list[Measurement]) -> list[Item]:
     """The second start of the net that has a target, over its first."""
     name = f"{JUDGED}_second_start"
     return [
@@ -167,7 +167,7 @@ EXPLAINED = (
 
 
 def report(
-    measurements: list[Found], repeats: int, platform: str, machine: dict[str, Any]
+    measurements: list[Measurement], repeats: int, platform: str, machine: dict[str, Any]
 ) -> Report:
     device = f"1 x {measurements[0].starts.bursts[0][0].device}"
     device = frame.cpu(machine) if platform == "cpu" else device

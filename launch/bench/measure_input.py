@@ -321,7 +321,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 @dataclass
-class Found:
+class Measurements:
     """Everything that was measured."""
 
     timings: dict[str, Series[Timing]] = field(default_factory=dict)  # by `WAYS`
@@ -373,9 +373,9 @@ class Bench:
             "seed": SEED,
         }
 
-    def run(self, repeats: int, progress: Any) -> Found:
+    def run(self, repeats: int, progress: Any) -> Measurements:
         """All measurements, in turns: forwards in one repeat and backwards in the next."""
-        measurements = Found()
+        measurements = Measurements()
         with ExitStack() as stack:
             if not input_peers.LOADERS.keys() <= self.absent.keys():
                 try:
@@ -441,7 +441,7 @@ class Bench:
         return EndToEnd(device, alone * self.batch, self.batch / loop.rate, (before, loop, after))
 
 
-def items(measurements: Found, absent: dict[str, str]) -> list[Item]:
+def items(measurements: Measurements, absent: dict[str, str]) -> list[Item]:
     """Every comparison with its target; absent: why a way was not measured, by `Way.needs`."""
 
     def item(ours: str, theirs: str, target: float, aim: float | None = None) -> Item:
@@ -585,7 +585,7 @@ def train(
 
 
 def report(
-    data: Images, settings: dict[str, Any], measurements: Found, machine: dict[str, Any]
+    data: Images, settings: dict[str, Any], measurements: Measurements, machine: dict[str, Any]
 ) -> Report:
     conditions = (
         f"{settings['threads']} threads, batches of {settings['batch_size']}, "

@@ -12,7 +12,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -123,14 +123,16 @@ SETTLE_SECONDS = 0.2  # in which the threads of the library before stop spinning
 
 
 @dataclass
-class Found:
+class Measurement:
     """The measurements of one case; dictionaries are by library."""
 
     case: Case
     flops: float  # of a training step, an image
     params: int  # trained values
     timings: dict[str, Series[Timing]] = field(default_factory=dict)
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)  # what a worker says of itself
+    descriptions: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # what a worker says of itself
     memory: dict[str, int] = field(default_factory=dict)  # bytes
     absent: dict[str, str] = field(default_factory=dict)  # why a library was not measured
     peak: dict[str, Series[Peak]] = field(default_factory=dict)  # FLOP/s of a large product
@@ -155,7 +157,7 @@ class Found:
 
     def share_of_bandwidth(self) -> float | None:
         """The share of a large copy's bytes/s that ours reaches, by the bytes that XLA counts."""
-        step_bytes, rate = self.told["ours"]["bytes_accessed"], self.rate("ours")
+        step_bytes, rate = self.descriptions["ours"]["bytes_accessed"], self.rate("ours")
         if step_bytes is None or rate is None or self.bandwidth is None or self.bandwidth.doubt:
             return None
         return step_bytes * rate / self.case.batch / best(self.bandwidth)
@@ -180,7 +182,7 @@ class Found:
             "not_measured": self.absent,
             "libraries": {
                 library: {
-                    **self.told.get(library, {}),
+                    **self.descriptions.get(library, {}),
                     "images_per_s": self.rate(library),
                     "flops": self.flops_reached(library),
                     "share_of_peak": self.share_of_peak(library),
@@ -209,14 +211,14 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     measurements, graphs = [], []
     for case in cases_of(args, platform):
         options = {"image_size": case.size, "classes": case.classes, **case.options}
-        measurements.append(Found(case, 3 * 2 * census(case.arch, **options).macs, 0))
+        measurements.append(Measurement(case, 3 * 2 * census(case.arch, **options).macs, 0))
         graphs.append(None if args.peer == "none" else record(case.arch, **options))
     libraries = ["ours"]
     for peer in ("torch", "keras"):
         if args.peer in ("all", peer):
             libraries += [peer, "torch_compiled"] if args.compiled and peer == "torch" else [peer]
     total = len(measurements) * (1 + len(libraries) * (1 + args.repeats))
-    total += (1 + args.repeats) * any(typed(m.case, platform) for m in measurements)
+    total += (1 + args.repeats) * any(measures_command(m.case, platform) for m in measurements)
     total += (1 + len(step_runs.TITLES) * args.repeats) if seeds else 0
     runs = None
     with frame.turns_bar(console, total) as on_turn:
@@ -228,7 +230,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
             except PeerEnded as error:  # what was measured is not lost with it
                 absent = dict.fromkeys(step_runs.TITLES, str(error))
                 runs = step_runs.Runs(seeds, 0, {}, absent, cpu)
-    device = frame.cpu(machine) if cpu else f"1 x {measurements[0].told['ours']['device']}"
+    device = frame.cpu(machine) if cpu else f"1 x {measurements[0].descriptions['ours']['device']}"
     return report(measurements, runs, platform, device, args)
 
 
@@ -241,7 +243,7 @@ def cases_of(args: argparse.Namespace, platform: str) -> list[Case]:
 
 
 def in_libraries(
-    measurement: Found,
+    measurement: Measurement,
     graph: Graph | None,
     libraries: Sequence[str],
     args: argparse.Namespace,
@@ -265,11 +267,11 @@ def in_libraries(
                     raise
                 measurement.absent[library] = str(error)
                 continue
-            workers[library], measurement.told[library] = process, process.told
-        measurement.params = measurement.told["ours"]["params"]
+            workers[library], measurement.descriptions[library] = process, process.description
+        measurement.params = measurement.descriptions["ours"]["params"]
         check_params(measurement)
         answers: dict[str, Callable[..., Any]] = {k: process.ask for k, process in workers.items()}
-        if typed(case, platform):
+        if measures_command(case, platform):
             on_turn(f"{case}: {TITLES['typed']} starts")
             try:
                 command = stack.enter_context(step_typed.Typed())
@@ -295,24 +297,26 @@ def in_libraries(
             raise PeerEnded(reasons["ours"])
         measurement.absent |= reasons
         for library in workers.keys() & measurement.timings.keys():
-            if doubt := measurement.told[library]["doubt"]:
+            if doubt := measurement.descriptions[library]["doubt"]:
                 measurement.timings[library] = replace(measurement.timings[library], doubt=doubt)
-            measurement.memory[library] = workers[library].ask("memory")
+            with suppress(PeerEnded):  # its timings are there
+                measurement.memory[library] = workers[library].ask("memory")
         libraries = [k for k in ("ours", "torch") if k in measurement.timings]
         products = {k: f"a large product, {TITLES[k]}" for k in libraries}
-        measurement.peak, _ = ask(products, 1, "product")
-        measurement.bandwidth = ask({"ours": "a large copy"}, 1, "copy")[0]["ours"]
+        measurement.peak, _ = ask(products, 1, "product", absent=(PeerEnded,))
+        copies, _ = ask({"ours": "a large copy"}, 1, "copy", absent=(PeerEnded,))
+        measurement.bandwidth = copies.get("ours")
 
 
-def typed(case: Case, platform: str) -> bool:
+def measures_command(case: Case, platform: str) -> bool:
     """Whether `cnn-depth train` is measured too, because its training is the case's."""
     on_linux_cpu = platform == "cpu" and sys.platform == "linux"
     return on_linux_cpu and str(case) == step_typed.CASE and case.dtype == "float32"
 
 
-def check_params(measurement: Found) -> None:
+def check_params(measurement: Measurement) -> None:
     """Raises PeerEnded where a peer trains another number of values: it is another network."""
-    for library, description in measurement.told.items():
+    for library, description in measurement.descriptions.items():
         if description["params"] != measurement.params:
             raise PeerEnded(
                 f"{measurement.case}: {TITLES[library]} trains {description['params']:,} values, "
@@ -320,7 +324,7 @@ def check_params(measurement: Found) -> None:
             )
 
 
-def items(measurement: Found, platform: str) -> list[Item]:
+def items(measurement: Measurement, platform: str) -> list[Item]:
     """Every comparison of a case with its target."""
     compared, case, cpu = [], measurement.case, platform == "cpu"
     for library in (*measurement.absent, *measurement.timings):
@@ -360,7 +364,7 @@ EXPLAINED = (
 )
 
 
-def _notes(measurements: list[Found]) -> list[str]:
+def _notes(measurements: list[Measurement]) -> list[str]:
     """Lines about each case that are not in the tables."""
     notes = []
     for m in measurements:
@@ -373,19 +377,19 @@ def _notes(measurements: list[Found]) -> list[str]:
         share, bandwidth = m.share_of_bandwidth(), m.bandwidth
         if share is not None and bandwidth is not None:
             note += (
-                f"; bytes that XLA counts: {m.told['ours']['bytes_accessed'] / 1e9:,.2f} GB a "
-                f"step, {share:.0%} of the {best(bandwidth) / 1e9:,.1f} GB/s of a large copy"
+                f"; bytes that XLA counts: {m.descriptions['ours']['bytes_accessed'] / 1e9:,.2f} GB "
+                f"a step, {share:.0%} of the {best(bandwidth) / 1e9:,.1f} GB/s of a large copy"
             )
         notes.append(note)
-        if "keras" in m.told:
-            notes.append(f"{m.case}: Keras by {m.told['keras']['note']}")
+        if "keras" in m.descriptions:
+            notes.append(f"{m.case}: Keras by {m.descriptions['keras']['note']}")
         notes += ratios.doubts(m.named())
         notes += [f"{m.case}: {TITLES[k]} not measured: {why}" for k, why in m.absent.items()]
     return notes
 
 
 def report(
-    measurements: list[Found],
+    measurements: list[Measurement],
     runs: step_runs.Runs | None,
     platform: str,
     device: str,

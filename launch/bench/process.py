@@ -25,7 +25,7 @@ class Process:
     """A Python program that answers questions; a context manager.
 
     name: what it measures, for messages. code: the program, which calls `serve`. variables: of its
-    environment, besides those of all our processes. first: the first question; `told` is its
+    environment, besides those of all our processes. first: the first question; `description` is its
     answer. Raises PeerEnded where the program ends without an answer, or answers with that.
     """
 
@@ -40,7 +40,7 @@ class Process:
             env={**devices.environment(devices.Slot()), **variables},
         )
         try:
-            self.told = self.ask(*first)
+            self.description = self.ask(*first)
         except BaseException:
             self.__exit__()
             raise

@@ -105,7 +105,7 @@ def measure(
         titles = {form: f"{NET} as runs train it: {title}" for form, title in TITLES.items()}
         subjects = {form: functools.partial(process.ask, form) for form in TITLES}
         timings, reasons = in_turns(subjects, repeats, on_turn, titles=titles, absent=(PeerEnded,))
-        description = process.told
+        description = process.description
     return Runs(
         seeds, description["steps_a_dispatch"], timings, reasons, description["platform"] == "cpu"
     )

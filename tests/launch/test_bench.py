@@ -236,7 +236,7 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
         return series([Timing(3 * r, 3.0, 0.006 * r, 0, 2, 5, waits=True) for r in rates])
 
     data = input_bench.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1, Path())
-    found = input_bench.Found(
+    found = input_bench.Measurements(
         {
             "ours_scale": timings(600, 510, 660),
             "decode_scale": timings(1000, 1000, 1000),

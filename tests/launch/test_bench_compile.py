@@ -6,7 +6,7 @@ import pytest
 
 from launch import cli, devices
 from launch.bench import measure_compile
-from launch.bench.measure_compile import Found, Start
+from launch.bench.measure_compile import Measurement, Start
 from launch.bench.process import PeerEnded
 from launch.bench.step_case import Case
 from launch.bench.timing import Timing, series
@@ -22,19 +22,19 @@ def start(first_step: float, compiled: float = 1.0, free: float = 2.0) -> Start:
 
 def test_second_start_is_judged_against_the_first_of_its_repeat():
     case = Case("resnet:152", 224, 8, 1000, "float32")
-    found = Found(case, series([(start(20.0), start(6.0)), (start(20.0), start(7.5))]))
-    other = Found(TINY, series([(start(1.0), start(1.0))]))
+    found = Measurement(case, series([(start(20.0), start(6.0)), (start(20.0), start(7.5))]))
+    other = Measurement(TINY, series([(start(1.0), start(1.0))]))
     (item,) = measure_compile.items([found, other])
     assert item.measured.each == (0.3, 0.375)
     assert (item.target, item.goal, item.met) == (0.35, "<= 0.35", True)
-    (item,) = measure_compile.items([Found(case, series([(start(20.0), start(7.1))]))])
+    (item,) = measure_compile.items([Measurement(case, series([(start(20.0), start(7.1))]))])
     assert item.met is False
     assert item.to_json()["at_most"] is True
 
 
 def test_start_that_was_starved_gives_no_ratio():
     case = Case("resnet:152", 224, 8, 1000, "float32")
-    found = Found(case, series([(start(20.0, free=1.0), start(6.0))]))
+    found = Measurement(case, series([(start(20.0, free=1.0), start(6.0))]))
     (item,) = measure_compile.items([found])
     assert (item.met, str(item.measured)) == (None, "not trusted")
     machine = {"processor": "P", "usable_cores": 2}

@@ -163,7 +163,7 @@ def test_peer_trains_in_a_process_of_its_own(library):
     graph = recorded("cifar_resnet:8", 16, {"width": 0.25})
     case = Case("cifar_resnet:8", 16, 2, 10, "float32", 0.25)
     with step_workers.worker(library, case, graph, "cpu") as worker:
-        assert worker.told["params"] == graph.params
+        assert worker.description["params"] == graph.params
         burst = worker.ask("burst", 5)
         assert burst.images == 2 * burst.steps >= 10
         assert burst.seconds >= 2
@@ -273,12 +273,12 @@ def product(flops, free=2.0):
 
 def found(starved=(), **rates):
     case = Case("resnet:18", 224, 8, 1000, "bfloat16")
-    made = measure_step.Found(case, flops=2e9, params=5)
+    made = measure_step.Measurement(case, flops=2e9, params=5)
     for library, each in rates.items():
         free = 1.0 if library in starved else 2.0
         made.timings[library] = series([burst(rate, free) for rate in each])
         told = {"params": 5, "bytes_accessed": 1e9, "note": "a note", "device": "D"}
-        made.told[library], made.memory[library] = told, 2**20
+        made.descriptions[library], made.memory[library] = told, 2**20
     made.peak = {"ours": product(3e11), "torch": product(4e11)}
     made.bandwidth = product(1e10)
     return made
@@ -303,7 +303,7 @@ def test_on_a_gpu_there_are_floors():
 
 def test_peer_with_another_number_of_values_is_refused():
     one = found(ours=[1.0], torch=[1.0])
-    one.told["torch"]["params"] = 6
+    one.descriptions["torch"]["params"] = 6
     with pytest.raises(process.PeerEnded, match="trains 6 values, ours 5"):
         measure_step.check_params(one)
 
@@ -421,7 +421,7 @@ def test_command_that_ends_says_why():
 
 def test_command_as_typed_is_compared_with_its_step():
     one = found(ours=[40.0], torch=[20.0], typed=[39.0])
-    del one.told["typed"], one.memory["typed"]
+    del one.descriptions["typed"], one.memory["typed"]
     _, typed = measure_step.items(one, "cpu")
     assert (typed.target, typed.measured.median) == (0.97, pytest.approx(39 / 40))
     assert typed.title == "resnet:18@224x8 as typed over its bare step"
@@ -450,7 +450,7 @@ class StandIn:
         if library == "keras":
             raise process.PeerEnded("no Keras today")
         self.name, self.batch = library, case.batch
-        self.told = {
+        self.description = {
             "params": 9,
             "device": "cpu",
             "note": "",
@@ -507,6 +507,20 @@ def test_runs_that_cannot_be_measured_lose_nothing_else(run, monkeypatch):
     assert told["runs"]["absent"]["one"] == "no 3 today"
     assert told["cases"][0]["libraries"]["ours"]["images_per_s"] == 2
     assert "not measured: no 3 today" in run(*words)
+
+
+def test_a_peer_that_ends_after_its_bursts_loses_no_timing(run, monkeypatch):
+    def ask(self, what, steps=0):
+        if self.name == "torch" and what != "burst":
+            raise process.PeerEnded("torch ended")
+        return answer(self, what, steps)
+
+    answer = StandIn.ask
+    monkeypatch.setattr(StandIn, "ask", ask)
+    (case,) = run("--repeats", "1", "--json")["cases"]
+    torch = case["libraries"]["torch"]
+    assert (torch["images_per_s"], torch["memory_bytes"]) == (1.0, None)
+    assert case["peak_flops"].keys() == {"ours"}
 
 
 def test_libraries_take_turns(run):
