@@ -106,7 +106,7 @@ PLUGINS = {"tpu": "libtpu", "cuda": "jax-cuda12-plugin jax-cuda12-pjrt"}
 
 
 @dataclass(frozen=True)
-class Absent:
+class ChipSet:
     """Chips of one kind: `v5e:2x4`, or `2*v5e:2x4` for two slices of them; `h100:8`, or
     `2*h100:8` for two machines with eight each."""
 
@@ -161,7 +161,7 @@ class Absent:
         return Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,))
 
 
-def parse(names: str) -> list[Absent]:
+def parse(names: str) -> list[ChipSet]:
     """The chips of a list of names, such as `v5e:1x1,v5e:2x4,h100:8`.
 
     Raises:
@@ -175,11 +175,11 @@ def parse(names: str) -> list[Absent]:
                 f"--chips {name}: expected KIND:SHAPE, such as {EXAMPLE} or 2*{EXAMPLE} for two "
                 f"slices, or KIND:NUMBER, such as {GPU_EXAMPLE}; KIND is one of {kinds}"
             )
-        absent.append(Absent(name))
+        absent.append(ChipSet(name))
     return absent
 
 
-def check_plugins(chips: Sequence[Absent]) -> None:
+def check_plugins(chips: Sequence[ChipSet]) -> None:
     """Raises DeviceError where what compiles for one of them is not installed."""
     for absent in chips:
         platform = absent.chip.platform

@@ -171,10 +171,10 @@ def _trouble(message: str) -> str:
     platforms = os.environ.get("JAX_PLATFORMS", "")
     fault = f"JAX_PLATFORMS={platforms} does not start" if platforms else "JAX does not start here"
     message = " ".join(message.partition("(set JAX_PLATFORMS")[0].split())
-    return f"{fault} ({message or 'there is no such device'}); {mend(os.environ)}"
+    return f"{fault} ({message or 'there is no such device'}); {start_advice(os.environ)}"
 
 
-def mend(environment: Mapping[str, str]) -> str:
+def start_advice(environment: Mapping[str, str]) -> str:
     """Advice for a JAX that does not start with the platforms of $JAX_PLATFORMS."""
     platforms = environment.get("JAX_PLATFORMS", "")
     if not platforms:
@@ -300,12 +300,12 @@ JOIN_SECONDS = 1800  # the first process may wait for the run's lock
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
-def one_of(index: int, count: int, address: str) -> dict[str, str]:
+def process_variables(index: int, count: int, address: str) -> dict[str, str]:
     """The variables that make a process one of several. address: HOST:PORT of the first one."""
     return {COORDINATOR: address, COUNT: str(count), INDEX: str(index)}
 
 
-def place(*, slurm: bool = False) -> tuple[int, int]:
+def process_index(*, slurm: bool = False) -> tuple[int, int]:
     """(i, n): this process is the i-th of n, as the environment says. slurm: see `join`.
 
     Raises DeviceError where a variable is no number.
@@ -352,7 +352,7 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
     elif names:
         listed = " and ".join(names) + (" are set" if len(names) > 1 else " is set")
         raise DeviceError(f"of {COORDINATOR}, {COUNT} and {INDEX}, only {listed}")
-    elif slurm and place(slurm=True)[1] > 1:
+    elif slurm and process_index(slurm=True)[1] > 1:
         options = {"cluster_detection_method": "slurm", "local_device_ids": _of_slurm_task()}
     elif detect:
         options = {}
@@ -366,7 +366,9 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
         jax.distributed.initialize(**options, initialization_timeout=JOIN_SECONDS)
     except (RuntimeError, ValueError) as error:
         raise DeviceError(f"the processes of this job do not find each other: {error}") from error
-    os.environ |= one_of(jax.process_index(), jax.process_count(), os.environ.get(COORDINATOR, ""))
+    os.environ |= process_variables(
+        jax.process_index(), jax.process_count(), os.environ.get(COORDINATOR, "")
+    )
 
 
 def _of_slurm_task() -> list[int]:

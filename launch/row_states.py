@@ -139,7 +139,7 @@ def _stand_all(looks: Sequence[Look]) -> tuple[dict[str, RowState], str]:
         for look in looks
         if look.job and ("result" not in look.contents or look.fresh)
     }
-    queue = squeue.known(",".join(sorted(users))) if users else {}
+    queue = squeue.recent_jobs(",".join(sorted(users))) if users else {}
     slurm = "not asked" if not users else "does not answer" if queue is None else "answered"
     states = {look.folder.name: _stand(look, queue) for look in looks}
     # A job may have ended between the look at its folder and the question to Slurm.
@@ -267,7 +267,7 @@ def _with_blocked(states: Mapping[str, RowState]) -> dict[str, RowState]:
     """The rows, blocked where their seeding run, or one before it, will not be trained."""
     rows: dict[str, RowState] = {}
     for run in states:
-        for row in line(run, states):
+        for row in seeding_chain(run, states):
             seeding = rows.get(row.seeding_run)
             waits = row.state in ("not run", "lost") or (
                 row.state == "queued" and row.reason.startswith("Dependency")
@@ -280,7 +280,7 @@ def _with_blocked(states: Mapping[str, RowState]) -> dict[str, RowState]:
     return {run: rows[run] for run in states}
 
 
-def line(run: str, states: Mapping[str, RowState]) -> list[RowState]:
+def seeding_chain(run: str, states: Mapping[str, RowState]) -> list[RowState]:
     """The chain of seeding runs that ends in a row: the first one, ..., the row itself."""
     chain: dict[str, RowState] = {}
     while run in states and run not in chain:
@@ -299,7 +299,7 @@ def _in_order(states: Mapping[str, RowState], ranks: Mapping[str, int]) -> list[
     rows.sort(key=lambda row: studies[row.study])  # and within it as before
     order: dict[str, RowState] = {}
     for row in rows:
-        for member in line(row.run, states):
+        for member in seeding_chain(row.run, states):
             if member.study == row.study:
                 order.setdefault(member.run, member)
     return list(order.values())

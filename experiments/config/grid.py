@@ -46,7 +46,7 @@ def _parts(listed: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def over(study: Study, axes: Sequence[Axis], *, together: bool = False) -> Study:
+def expanded(study: Study, axes: Sequence[Axis], *, together: bool = False) -> Study:
     """The study with a row for each of its rows and each combination of values.
 
     Rows are called `ROW, lr=0.01, width=2`, by the last parts of the keys where these differ. A row
@@ -88,7 +88,7 @@ def over(study: Study, axes: Sequence[Axis], *, together: bool = False) -> Study
     return replace(study, rows=tuple(rows))
 
 
-def some(study: Study, patterns: Sequence[str]) -> Study:
+def selected(study: Study, patterns: Sequence[str]) -> Study:
     """The study with the rows that patterns such as 'resnet-*' name, and those that seed them.
 
     'resnet-8' also names its rows at all values of a grid. Without patterns it has all rows.

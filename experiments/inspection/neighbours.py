@@ -6,7 +6,7 @@ import numpy as np
 
 from cnn_arch import ArchitectureError, layer_outputs
 from experiments.inspection.looking import Looking, evenly
-from experiments.transfer.features import Wanted
+from experiments.transfer.features import FeatureRequest
 from input_pipeline import DataError
 
 # Of sets of more images than `WHOLE`, `TRAINING` training images are used, unless features of the
@@ -42,11 +42,11 @@ def features(looking: Looking, also: np.ndarray) -> Features:
             f"{looking.bare.name} has no fully connected layer for its classes, by whose input "
             "images are compared"
         ) from error
-    request = Wanted(layer)
+    request = FeatureRequest(layer)
     training, tested = looking.training, np.union1d(evenly(looking.tested, QUERIES), also)
     n = len(training)
-    if len(subject.collection) <= WHOLE or subject.kept(request):
-        (set_features,) = subject.found(request)
+    if len(subject.collection) <= WHOLE or subject.is_kept(request):
+        (set_features,) = subject.features(request)
         return _selected(layer, set_features.values, set_features.of.ids, training, tested, n)
     training = evenly(training, TRAINING)
     places = np.union1d(training, tested)

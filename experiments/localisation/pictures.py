@@ -18,7 +18,7 @@ from input_pipeline import crops
 
 
 @dataclass(frozen=True)
-class Seen:
+class LocalisedFile:
     """The k most probable classes of one image, best first, with their boxes."""
 
     path: Path
@@ -47,7 +47,7 @@ def localise_files(
     which: str = "last",
     on_bad: Callable[[Path, str], None] = lambda path, reason: None,
     bar: evaluate.Bar = evaluate.no_bar,
-) -> list[Seen]:
+) -> list[LocalisedFile]:
     """The boxes that a run says of image files, merged as `localise` does.
 
     The classes are the most probable ones of the classifier that the run was started from. scales:
@@ -69,7 +69,7 @@ def localise_files(
                 candidates[i].append((boxes, trust))
     merged = merging.of_images(candidates, k)
     return [
-        Seen(path, classes[i], posteriors[i, classes[i]], files.in_file(i, merged[i]))
+        LocalisedFile(path, classes[i], posteriors[i, classes[i]], files.in_file(i, merged[i]))
         for i, path in enumerate(files.paths)
     ]
 

@@ -11,7 +11,7 @@ from experiments.papers.table import Target, Transferred
 from experiments.runs.runs import Run
 from experiments.testing import protocols
 from experiments.transfer import features, result_store
-from experiments.transfer.transfer import How
+from experiments.transfer.transfer import HeadSettings
 from input_pipeline import DataError, collections, crops
 from input_pipeline.sources.collection import Collection
 
@@ -29,7 +29,7 @@ class Head:
     data: str | None  # as `open_collection` takes it; None are the runs' own images
     name: str  # of the set
     fingerprint: str  # of the set; '' where it is not at hand, and only its name is known
-    how: How
+    how: HeadSettings
 
     def worth(self) -> dict[str, Any] | None:
         """The figures that are kept of it; None where it was not computed."""
@@ -82,7 +82,7 @@ class Sets:
     ) -> Head:
         config = runs[0].config()
         crop, sides = config.data.image_size, map(int, target.scales.split(","))
-        how = How(
+        how = HeadSettings(
             head="svm",
             normalise="l2",
             combine=target.combine,

@@ -81,7 +81,7 @@ class Count:
 class Target:
     """Images that a head on networks' features learns from and is tested on.
 
-    combine, precision, train_per_class, test_per_class and splits are as in `transfer.How`.
+    combine, precision, train_per_class, test_per_class and splits are as in `HeadSettings`.
     """
 
     scales: str  # of the features, as the paper has them at its crop

@@ -47,7 +47,7 @@ PROTOCOLS = ("center", "ten_crop", "dense", "multi_crop")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FeatureRequest:
     """Which features of the images of a set are asked for."""
 
     layer: str = ""  # as in `layer_outputs`; '': what the last fully connected layer sees
@@ -76,7 +76,7 @@ class Set:
 
 
 @dataclass(frozen=True)
-class Found:
+class PassFeatures:
     """The features of one pass."""
 
     run: str
@@ -92,7 +92,7 @@ class Found:
     reused: bool  # whether nothing had to be computed
 
 
-def combined(passes: Sequence[Found], how: str = "mean", *, l2: bool = False) -> np.ndarray:
+def combined(passes: Sequence[PassFeatures], how: str = "mean", *, l2: bool = False) -> np.ndarray:
     """The features of several passes over the same images as one array, (n, d) float32; those of
     one pass as they are in its file.
 
@@ -120,7 +120,7 @@ def combined(passes: Sequence[Found], how: str = "mean", *, l2: bool = False) ->
     return unit_length(x) if l2 else x
 
 
-def same_images(passes: Sequence[Found]) -> None:
+def same_images(passes: Sequence[PassFeatures]) -> None:
     """Raises DataError where passes are not of the same images, or left out different ones."""
     first, *others = passes
     for features in others:
@@ -136,7 +136,9 @@ def unit_length(x: np.ndarray) -> np.ndarray:
     return (x * scales[:, None]).astype(np.float32)
 
 
-def write(file: Path, passes: Sequence[Found], how: str = "mean", *, l2: bool = False) -> None:
+def write(
+    file: Path, passes: Sequence[PassFeatures], how: str = "mean", *, l2: bool = False
+) -> None:
     """Writes the features of `combined` as an .npz, with the images that their rows belong to.
 
     Raises DataError as `combined` does, and RunError where the file can't be written.
@@ -211,7 +213,7 @@ class Extractor(evaluate.Subject):
         layer_outputs.check(self.bare, name)
         return name
 
-    def found(self, request: Wanted) -> list[Found]:
+    def features(self, request: FeatureRequest) -> list[PassFeatures]:
         """The features of each pass of a protocol; those that are kept are not computed again.
 
         With several processes, each computes a share on its own devices.
@@ -228,7 +230,7 @@ class Extractor(evaluate.Subject):
         passes = protocols.resolve(request.protocol, self.config, request.scales, flip=request.flip)
         return [self._pass(part, layer, request.dtype) for part in passes]
 
-    def kept(self, request: Wanted) -> bool:
+    def is_kept(self, request: FeatureRequest) -> bool:
         """Whether `found` has nothing to compute. Raises what `found` does before it computes."""
         layer = self.layer(request.layer)
         passes = protocols.resolve(request.protocol, self.config, request.scales, flip=request.flip)
@@ -238,7 +240,7 @@ class Extractor(evaluate.Subject):
         about = self.about(part) | {"layer": layer, "dtype": dtype}
         return bool(processes.agreed(_about(self._file(part, layer)).items() >= about.items()))
 
-    def _pass(self, part: protocols.Pass, layer: str, dtype: str) -> Found:
+    def _pass(self, part: protocols.Pass, layer: str, dtype: str) -> PassFeatures:
         about = self.about(part) | {"layer": layer, "dtype": dtype}
         file = self._file(part, layer)
         if self._is_computed(part, layer, dtype):
@@ -344,7 +346,7 @@ def own_images(run: runs.Run, on_read: Any = None) -> Collection:
     return collections.own_collection(d.name, d.path, d.split, on_read)
 
 
-def read(file: Path, *, reused: bool = True) -> Found:
+def read(file: Path, *, reused: bool = True) -> PassFeatures:
     """The features in a file that `Extractor` wrote. Raises DataError where they are not whole."""
     columns = read_arrays(file.with_suffix(".npz"))
     try:
@@ -372,7 +374,7 @@ def read(file: Path, *, reused: bool = True) -> Found:
         background=about["background"],
         left_out=about["left_out"],
     )
-    return Found(
+    return PassFeatures(
         run=about["run"],
         layer=about["layer"],
         depth=about["depth"],

@@ -28,8 +28,8 @@ from experiments.testing import protocols
 from experiments.testing.metrics import Interpolation
 from experiments.training import optimizer
 from experiments.transfer import heads
-from experiments.transfer.features import Extractor, Found
-from experiments.transfer.transfer import How, Result, Split, check_classes, tested
+from experiments.transfer.features import Extractor, PassFeatures
+from experiments.transfer.transfer import HeadSettings, Result, Split, check_classes, tested
 from input_pipeline import DataError, balanced, order, sources
 from input_pipeline.sources.collection import ANY, TEST, TRAIN, Collection, InMemory
 
@@ -163,7 +163,7 @@ def on_features(subject: Extractor, config: ConfigDict, tuning: Tuning) -> str:
 
 
 def rows_of(
-    features: Found, collection: Collection, config: ConfigDict
+    features: PassFeatures, collection: Collection, config: ConfigDict
 ) -> tuple[np.ndarray, np.ndarray]:
     """(training rows, test rows) of features, in the order of the parts of a config's data.
 
@@ -188,7 +188,7 @@ def rows_of(
 def train_head(
     subject: Extractor,
     config: ConfigDict,
-    features: Found,
+    features: PassFeatures,
     rows: np.ndarray,
     classes: Sequence[str],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -265,7 +265,7 @@ def result_of(
     images. precision: how average precision is taken, where images may be of several classes.
     """
     classes, several = subject.collection.class_names, subject.collection.targets is not None
-    how = How(head="finetune", normalise="none", precision=precision)
+    how = HeadSettings(head="finetune", normalise="none", precision=precision)
     figures = tested(scores, targets, several=several, how=how)
     rate = config.schedule.lr
     split = Split(train, len(targets), rate, {}, seconds=round(seconds, 3), **figures)

@@ -9,16 +9,16 @@ from typing import Any
 
 from experiments.runs import runs
 from experiments.transfer import transfer
-from experiments.transfer.features import Extractor, Wanted
-from experiments.transfer.transfer import How, Result
+from experiments.transfer.features import Extractor, FeatureRequest
+from experiments.transfer.transfer import HeadSettings, Result
 from input_pipeline import crops
 
 FOLDER = "transfer"
 
 
 def learn(
-    of: Sequence[tuple[Extractor, Wanted]],
-    how: How,
+    of: Sequence[tuple[Extractor, FeatureRequest]],
+    how: HeadSettings,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """The result of a head on the features of networks, side by side, computed where needed.
@@ -26,7 +26,7 @@ def learn(
     The result is kept if the networks are the last checkpoints' of trained runs, and features are
     kept as float32. Raises what `Extractor.found`, `transfer.run` and `save` do.
     """
-    result = transfer.run([subject.found(request) for subject, request in of], how, on_progress)
+    result = transfer.run([subject.features(request) for subject, request in of], how, on_progress)
     usual = ("last", "float32", True)
     if all(
         (subject.settings.which, request.dtype, subject.run.trained) == usual
@@ -50,7 +50,7 @@ def save(of: Sequence[runs.Run], result: Result) -> None:
 
 
 def by_fingerprint(
-    of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, how: How
+    of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, how: HeadSettings
 ) -> dict[str, Any] | None:
     """The result that `save` wrote, or None where there is none or it can't be read.
 
@@ -61,7 +61,7 @@ def by_fingerprint(
 
 
 def by_name(
-    of: Sequence[runs.Run], layer: str, passes: Sequence[str], name: str, how: How
+    of: Sequence[runs.Run], layer: str, passes: Sequence[str], name: str, how: HeadSettings
 ) -> dict[str, Any] | None:
     """The result that `save` wrote for a set of which only the name is known.
 
@@ -88,7 +88,9 @@ def _read(file: Path) -> dict[str, Any] | None:
     return result if isinstance(result, dict) and needed <= result.keys() else None
 
 
-def _file(of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, how: How) -> Path:
+def _file(
+    of: Sequence[runs.Run], layer: str, passes: Sequence[str], data: str, how: HeadSettings
+) -> Path:
     request = {
         "runs": [run.id for run in of],
         "layer": layer,

@@ -19,7 +19,7 @@ from experiments.config import ConfigError, one_of
 from experiments.statistics import error_rate, over_seeds, true_class_rank
 from experiments.testing import metrics
 from experiments.transfer import heads
-from experiments.transfer.features import Found, Set, combined, same_images, unit_length
+from experiments.transfer.features import PassFeatures, Set, combined, same_images, unit_length
 from experiments.transfer.splits import random_split
 from input_pipeline import DataError, split_holdout
 from input_pipeline.datasets import stratified
@@ -31,7 +31,7 @@ HELD_OUT = 0.2  # share of the training images on which strengths are compared
 
 
 @dataclass(frozen=True)
-class How:
+class HeadSettings:
     """How a head is trained and tested."""
 
     head: heads.Kind | Literal["finetune"] = "logistic"
@@ -80,7 +80,7 @@ class Result:
     class_names: tuple[str, ...]
     features: int  # an image
     left_out: int
-    how: How
+    how: HeadSettings
     splits: tuple[Split, ...]
     feature_seconds: float
     notes: tuple[str, ...] = ()
@@ -129,8 +129,8 @@ class Scaled:
 
 
 def run(
-    groups: Sequence[Sequence[Found]],
-    how: How,
+    groups: Sequence[Sequence[PassFeatures]],
+    how: HeadSettings,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
     """Trains and tests a head on features of the same images.
@@ -211,7 +211,7 @@ def run(
     )
 
 
-def side_by_side(groups: Sequence[Sequence[Found]], how: How) -> np.ndarray:
+def side_by_side(groups: Sequence[Sequence[PassFeatures]], how: HeadSettings) -> np.ndarray:
     """The features of several networks, (n, d). Raises DataError where images differ."""
     if len(groups) == 1:
         return combined(groups[0], how.combine)
@@ -246,7 +246,7 @@ def targets_of(images: Set) -> np.ndarray:
     return targets
 
 
-def split(images: Set, how: How) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def split(images: Set, how: HeadSettings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(training rows, test rows) of each split.
 
     A set that has parts is split into these; `train_per_class` draws from the training part.
@@ -287,7 +287,7 @@ def split(images: Set, how: How) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield train[drawn], test if has_parts else train[rest]
 
 
-def check(how: How) -> None:
+def check(how: HeadSettings) -> None:
     """Raises ConfigError for options that can't be."""
     value = how.strength
     if value is not None and not 0 < value < math.inf:
@@ -339,7 +339,7 @@ def _fit(
     x: np.ndarray,
     rows: np.ndarray,
     targets: np.ndarray,
-    how: How,
+    how: HeadSettings,
     strength: float,
     several: bool,
     on_note: Callable[[str], None],
@@ -375,7 +375,7 @@ def _outgrows(x: np.ndarray) -> bool:
     return 4 * x.size > SHARE * free
 
 
-def _wrong_of(scores: np.ndarray, targets: np.ndarray, several: bool, how: How) -> float:
+def _wrong_of(scores: np.ndarray, targets: np.ndarray, several: bool, how: HeadSettings) -> float:
     """Percent: the error, or 100 minus the mean average precision."""
     if several:
         present = (targets == 1).any(axis=0)  # of the held-out images, a rare class may be in none
@@ -392,7 +392,9 @@ def _wrong(split: Split) -> float:
     return 100 * split.errors / split.test
 
 
-def tested(scores: np.ndarray, targets: np.ndarray, several: bool, how: How) -> dict[str, Any]:
+def tested(
+    scores: np.ndarray, targets: np.ndarray, several: bool, how: HeadSettings
+) -> dict[str, Any]:
     """The figures of test scores (n, K), as fields of `Split`. targets: as of `targets_of`."""
     if several:
         by_class = [

@@ -203,7 +203,7 @@ class Stepped:
 
         try:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                job = graph.one(DEMO[0], row, overrides, Path(folder))
+                job = graph.job_of_row(DEMO[0], row, overrides, Path(folder))
                 job.create()
                 with job.run.lock():
                     train.train(job.run, devices.mesh(), on_event=self._on_event)
@@ -272,7 +272,7 @@ def bare_step(row: str | None, overrides: Mapping[str, str]) -> Callable[[int], 
     from launch.bench.step_ours import with_inputs
     from launch.planning import graph
 
-    config = graph.one(DEMO[0], row, overrides, Path("runs")).config
+    config = graph.job_of_row(DEMO[0], row, overrides, Path("runs")).config
     training, (state, *inputs) = with_inputs(config, devices.mesh())
     step = training.dispatch.lower(state, *inputs).compile()  # as the loop does
     arguments = jax.device_put(inputs)

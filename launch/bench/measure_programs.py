@@ -27,7 +27,7 @@ from launch.bench.hlo import Program, Work
 from launch.bench.process import PeerEnded
 from launch.bench.ratios import Item, Ratio, Table, items_tables
 from launch.bench.step_case import SMALL
-from launch.chips import GPU_EXAMPLE, Absent, Chip, check_plugins, parse, without_accelerators
+from launch.chips import GPU_EXAMPLE, Chip, ChipSet, check_plugins, parse, without_accelerators
 from launch.verbs.options import add_options
 
 HELP = """\
@@ -104,7 +104,7 @@ class Compiled:
 
     @property
     def chip(self) -> Chip:
-        return Absent(self.case.chips).chip
+        return ChipSet(self.case.chips).chip
 
     def least(self, work: Work) -> float:
         """The least seconds of an operation: its arithmetic or its traffic, whichever is longer."""
@@ -118,7 +118,7 @@ class Compiled:
     @cached_property
     def exchanging(self) -> float:
         """Seconds of all exchanges, one after the other."""
-        n = Absent(self.case.chips).count
+        n = ChipSet(self.case.chips).count
         return sum(e.sent(n) for e in self.program.exchanges) / self.chip.link
 
     @cached_property
@@ -127,7 +127,7 @@ class Compiled:
 
         An exchange runs from the operation that begins it to the one that waits for it.
         """
-        n = Absent(self.case.chips).count
+        n = ChipSet(self.case.chips).count
         now = link_free = 0.0
         ends: dict[str, float] = {}
         for work in self.program.work:
@@ -305,7 +305,7 @@ def compile_here(arguments: list[str]) -> None:
     from launch.bench import plain_nets
 
     case, folder = Case(**json.loads(arguments[0])), arguments[1]
-    mesh = Absent(case.chips).mesh()
+    mesh = ChipSet(case.chips).mesh()
     if case.plain:
         net = plain_nets.model(case.arch, case.dtype)
         assert net is not None
@@ -313,7 +313,7 @@ def compile_here(arguments: list[str]) -> None:
     else:
         lowered = traced(case.kind, case.config, data_of(case.config), mesh).lower()
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    if Absent(case.chips).chip.gpu:  # there is none to time kernels on
+    if ChipSet(case.chips).chip.gpu:  # there is none to time kernels on
         options |= {"xla_gpu_autotune_level": 0}
     lowered.compile(compiler_options=options)
     sys.exit()

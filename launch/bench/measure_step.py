@@ -376,9 +376,10 @@ def _notes(measurements: list[Measurement]) -> list[str]:
         note = f"{m.case} ({m.case.dtype}): {m.params:,} parameters; large product: {peaks}"
         share, bandwidth = m.share_of_bandwidth(), m.bandwidth
         if share is not None and bandwidth is not None:
+            step_bytes = m.descriptions["ours"]["bytes_accessed"]
             note += (
-                f"; bytes that XLA counts: {m.descriptions['ours']['bytes_accessed'] / 1e9:,.2f} GB "
-                f"a step, {share:.0%} of the {best(bandwidth) / 1e9:,.1f} GB/s of a large copy"
+                f"; bytes that XLA counts: {step_bytes / 1e9:,.2f} GB a step, {share:.0%} of the "
+                f"{best(bandwidth) / 1e9:,.1f} GB/s of a large copy"
             )
         notes.append(note)
         if "keras" in m.descriptions:

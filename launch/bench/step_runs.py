@@ -143,7 +143,7 @@ class _Forms:
 
         self.platform, self.seeds = jax.default_backend(), seeds
         changes = {"data.name": "npz", **overrides}
-        self.config = graph.one(STUDY, ROW, changes, Path("runs")).config
+        self.config = graph.job_of_row(STUDY, ROW, changes, Path("runs")).config
         self.data = data_lib.prepare(self.config)
         self.steps = train.steps_a_dispatch(self.config, self.data)
         self._dispatches: dict[str, Callable[[], Any]] = {}

@@ -223,7 +223,7 @@ def _items(jobs: Sequence[Job], folder: Path, *, live: bool, make: bool) -> list
             modules.setdefault(job.modules, set()).add(name)
     code = snapshot.Snapshot(snapshot.ROOT, {})
     if not live:
-        code = (snapshot.take if make else snapshot.of)(folder, modules)
+        code = (snapshot.make if make else snapshot.planned)(folder, modules)
     return [
         Item(
             run=job.run,
@@ -252,7 +252,7 @@ def _show(
     from launch.planning import fit
 
     chips = getattr(args, "chips", None)
-    warnings = fit.warnings(jobs, fit.known(chips)) if chips else []
+    warnings = fit.warnings(jobs, fit.targets(chips)) if chips else []
     items = _items(missing, folder, live=args.live, make=False)
     plan, scripts = slurm.scripts(items, job_options, folder)
     if args.json:

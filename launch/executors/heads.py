@@ -84,8 +84,8 @@ def main() -> int:
 
     from experiments.runs.runs import Run
     from experiments.transfer import result_store
-    from experiments.transfer.features import Wanted
-    from experiments.transfer.transfer import How
+    from experiments.transfer.features import FeatureRequest
+    from experiments.transfer.transfer import HeadSettings
     from launch.verbs.features import extractors_of
     from launch.verbs.transfer import progress
 
@@ -98,8 +98,8 @@ def main() -> int:
     for task in tasks:
         reason = ""
         try:
-            how = How(**{**task["how"], "only": tuple(task["how"]["only"])})
-            request = Wanted(**task["wanted"])
+            how = HeadSettings(**{**task["how"], "only": tuple(task["how"]["only"])})
+            request = FeatureRequest(**task["wanted"])
             extractors = [load(folder, task["data"]) for folder in task["runs"]]
             name = " + ".join(extractor.run.id for extractor in extractors)
             tell = progress(screen, name, request.layer)

@@ -145,7 +145,7 @@ def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
     return sorted(ready, key=work, reverse=True)
 
 
-def mark(run: Run) -> None:
+def record_start(run: Run) -> None:
     """Records how a run was started here, for `cnn-depth status` and `retry`."""
     state.clear_marks(run)
     command = shlex.join(["cnn-depth", *sys.argv[1:]])
@@ -157,7 +157,7 @@ def _launch(
     job: Job, slot: Slot, events: Queue[tuple[str, dict[str, Any] | None]], processes: int
 ) -> _Worker:
     job.create()
-    mark(job.run)
+    record_start(job.run)
     words = arguments(job.run, job.tests, job.modules)
     group = [
         subprocess.Popen(
@@ -208,7 +208,7 @@ def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
         device = None if slot.device is None else slot.device * processes + index
         share = replace(slot, cores=slot.cores[start : start + size], device=device)
         environments.append(
-            {**devices.environment(share), **devices.one_of(index, processes, address)}
+            {**devices.environment(share), **devices.process_variables(index, processes, address)}
         )
     return environments
 

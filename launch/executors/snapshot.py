@@ -38,7 +38,7 @@ class Snapshot:
     modules: Mapping[str, str]  # a folder of users' modules -> its copy
 
 
-def of(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
+def planned(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
     """The snapshot of the present code under the runs folder, made or not.
 
     modules: a folder of users' modules -> those that the jobs' networks are of.
@@ -46,7 +46,7 @@ def of(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
     return _planned(folder, _files(modules), modules)
 
 
-def take(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
+def make(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
     """The snapshot of the present code; a missing one is made, whole or not at all.
 
     Raises RunError where it can't be written, or belongs to someone else.
@@ -77,7 +77,7 @@ def take(folder: Path, modules: Mapping[str, Iterable[str]]) -> Snapshot:
     return snapshot
 
 
-def kept(folder: Path, name: str) -> Path:
+def find(folder: Path, name: str) -> Path:
     """The folder of the snapshot that a run was submitted with, by its name in job.json.
 
     Raises RunError where it is gone, or belongs to someone else.

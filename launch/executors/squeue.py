@@ -62,11 +62,11 @@ def queue(user: str) -> dict[str, Queued] | None:
 
     None where Slurm does not answer.
     """
-    jobs = known(user)
+    jobs = recent_jobs(user)
     return None if jobs is None else {name: job for name, job in jobs.items() if job.active}
 
 
-def known(user: str) -> dict[str, Queued] | None:
+def recent_jobs(user: str) -> dict[str, Queued] | None:
     """As `queue`, with jobs that ended so recently that Slurm still lists them (5 minutes)."""
     text = ask("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%i|%T|%L|%N|%r")
     if text is None:

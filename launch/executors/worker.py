@@ -69,7 +69,7 @@ def main(folder: Path, tests: str = "[]", modules: str = "", *, cluster: bool = 
 
 
 def _main(folder: Path, tests: str, modules: str, cluster: bool, on_event: Tell) -> int:
-    index, count = devices.place(slurm=cluster)
+    index, count = devices.process_index(slurm=cluster)
     events = None if cluster or index else os.fdopen(os.dup(1), "w", buffering=1)
     signals = _set_up(folder / (f"log-{index}.txt" if index else "log.txt"))
 

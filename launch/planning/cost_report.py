@@ -60,7 +60,7 @@ def parse_rate(text: str) -> float:
 def show(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path) -> None:
     """Prints the plan of the tables that the options of `cnn-depth table` name."""
     jobs = merged(planned)
-    targets = fit.known(args.chips)
+    targets = fit.targets(args.chips)
     rate_source, seconds = _seconds(list(jobs.values()), folder, args.rate)
     states = row_states.of_runs(job.run for job in jobs.values())
     runs = [

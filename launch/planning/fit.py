@@ -80,7 +80,7 @@ def _mends_text(mends: Iterable[Mapping[str, Any]]) -> str:
     return f"{', or '.join(keys)} makes it fit" if keys else "no key makes it fit: use more devices"
 
 
-def known(names: str | None) -> list[Devices]:
+def targets(names: str | None) -> list[Devices]:
     """The devices that `--chips` names, else the accelerators here, as a row uses them: one GPU, or
     all of a TPU host's chips. Empty on a machine without accelerators.
 
@@ -101,7 +101,7 @@ def known(names: str | None) -> list[Devices]:
     return [Devices(f"{count} x {probe.kind}", kind, count, probe.memory)]
 
 
-def _absent(absent: chips.Absent) -> Devices:
+def _absent(absent: chips.ChipSet) -> Devices:
     kind, fraction_text = KINDS[absent.chip.platform], os.environ.get(FRACTION, USUAL)
     try:
         fraction = float(fraction_text) if kind == "gpu" else 1.0

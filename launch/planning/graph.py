@@ -310,7 +310,7 @@ def jobs(
     return planned
 
 
-def one(
+def job_of_row(
     spec: str,
     row: str | None,
     overrides: Mapping[str, Any],

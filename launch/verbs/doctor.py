@@ -244,7 +244,7 @@ def probe(environment: Mapping[str, str]) -> dict[str, Any] | Finding:
         detail, _, mend = last.partition("DeviceError: ")[2].partition("; ")
         if not mend:
             detail = f"JAX_PLATFORMS={environment['JAX_PLATFORMS']} does not start ({last})"
-        return Finding("JAX backend", "bad", detail, mend or devices.mend(environment))
+        return Finding("JAX backend", "bad", detail, mend or devices.start_advice(environment))
     flags = bool(environment.get("XLA_FLAGS"))
     mend = "unset XLA_FLAGS" if flags else "reinstall: make clean, then make sweep"
     return Finding("JAX backend", "bad", f"does not start ({last})", mend)

@@ -12,7 +12,7 @@ from launch.verbs.options import RUNS, add_options, add_runs_and_json
 
 if TYPE_CHECKING:
     from experiments.runs.runs import Run
-    from experiments.transfer.features import Found
+    from experiments.transfer.features import PassFeatures
 
 HELP = """\
 Compute features of every image of a set, once, with the network of a run: a layer's output, and of
@@ -66,11 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def requested_features(args: argparse.Namespace) -> list[Any]:
-    """A `features.Wanted` for each layer of `--layer`."""
-    from experiments.transfer.features import Wanted
+    """A `features.FeatureRequest` for each layer of `--layer`."""
+    from experiments.transfer.features import FeatureRequest
 
     layers = list(dict.fromkeys((args.layer or "").split(",")))
-    return [Wanted(layer, args.protocol, args.scales, args.flip, args.dtype) for layer in layers]
+    return [
+        FeatureRequest(layer, args.protocol, args.scales, args.flip, args.dtype) for layer in layers
+    ]
 
 
 def extractors(args: argparse.Namespace) -> list[Any]:
@@ -124,7 +126,7 @@ def main(args: argparse.Namespace) -> int:
     for subject in subjects:  # before hours are spent on the first one
         for request in requests:
             subject.layer(request.layer)
-    computed = [subject.found(request) for subject in subjects for request in requests]
+    computed = [subject.features(request) for subject in subjects for request in requests]
     if args.out is not None:
         features.write(args.out, computed[0], args.combine, l2=args.l2)
     if args.json:
@@ -134,7 +136,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _as_json(features: Found) -> dict[str, Any]:
+def _as_json(features: PassFeatures) -> dict[str, Any]:
     n, d = features.values.shape
     return {
         "run": features.run,
@@ -154,7 +156,7 @@ def _as_json(features: Found) -> dict[str, Any]:
     }
 
 
-def _print(entries: list[Found], out: Path | None) -> None:
+def _print(entries: list[PassFeatures], out: Path | None) -> None:
     from rich.console import Console
     from rich.text import Text
 

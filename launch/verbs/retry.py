@@ -90,10 +90,10 @@ def with_lines(named: Sequence[RowState], rows: Sequence[RowState]) -> list[RowS
 
     The seeding runs that they lack are among them, and come before the rows that they seed.
     """
-    from launch.row_states import line
+    from launch.row_states import seeding_chain
 
     by_id = {row.run: row for row in rows}
-    lines = {row.run: line(row.run, by_id) for row in rows}
+    lines = {row.run: seeding_chain(row.run, by_id) for row in rows}
     chosen_ids: set[str] = set()
     for row in named:
         if row.state in AGAIN:
@@ -198,7 +198,7 @@ def _submit(
         options = {**previous.get("sbatch", {}), **changes["sbatch"]}
         code = snapshot.ROOT
         if job.get("code") and not live:
-            code = snapshot.kept(folder, str(job["code"]))
+            code = snapshot.find(folder, str(job["code"]))
         trackers = job.get("track", "") if track is None else track
         key = cluster.from_json({**previous, **changes, "sbatch": options}), code, trackers
         item = backend.Item(

@@ -107,8 +107,8 @@ def plan(args: argparse.Namespace, folder: Path) -> list[StudyRow]:
                 f"two studies are called {study.name!r}, so that their rows can't be told apart; "
                 "expected studies of different names"
             )
-        studies[study.name] = grid.over(study, axes, together=args.zip)
-        return grid.some(studies[study.name], args.rows)
+        studies[study.name] = grid.expanded(study, axes, together=args.zip)
+        return grid.selected(studies[study.name], args.rows)
 
     rows = graph.plan(args.study, parse_set(args.set), args.seeds, folder, change)
     grid.check_some(list(studies.values()), args.rows)

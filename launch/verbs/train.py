@@ -92,7 +92,7 @@ def _main(args: argparse.Namespace, on_event: OnEvent) -> int:
         overrides["seed"] = str(args.seed)
     folder = runs.root(args.runs)
     seeding_run = names.find_run(args.seed_from, folder) if args.seed_from else None
-    job = graph.one(study, args.row, overrides, folder, seeding_run)
+    job = graph.job_of_row(study, args.row, overrides, folder, seeding_run)
     can_start = job.seeding is None or job.seeding.run.trained
     if not can_start and args.backend == "local":
         assert job.seeding is not None
@@ -132,7 +132,7 @@ def _here(job: Job, args: argparse.Namespace, screen: Console, on_event: OnEvent
     mesh = devices.mesh(args.devices)
     job.create()
     with progress.Watch(screen, [job], {}) as watch, job.run.lock():
-        local.mark(job.run)
+        local.record_start(job.run)
         recorder = Recorder(job.run, 1)
 
         def report(event: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ def _one_of_several(job: Job, screen: Console) -> int:
 
     if processes.first():
         job.create()
-        local.mark(job.run)
+        local.record_start(job.run)
         follow = f"cnn-depth logs {job.run.id} -f --runs {job.run.folder.parent}"
         say(screen, f"run: {job.run.folder}; {follow}")
     processes.meet("the run's folder is there")

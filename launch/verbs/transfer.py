@@ -151,7 +151,7 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     from experiments.runs import runs
     from experiments.transfer import made, result_store, transfer
 
-    settings = transfer.How(
+    settings = transfer.HeadSettings(
         head=args.head,
         normalise=args.normalise,
         combine=args.combine,
@@ -231,11 +231,11 @@ def _tune_head(
 
     from experiments.runs import runs
     from experiments.transfer import finetune, made
-    from experiments.transfer.features import Wanted
+    from experiments.transfer.features import FeatureRequest
     from experiments.transfer.transfer import Scaled, targets_of
     from launch.console import SOON_SECONDS, at_times
 
-    (features,) = subject.found(Wanted())
+    (features,) = subject.features(FeatureRequest())
     train, test = finetune.rows_of(features, subject.collection, config)
     tell = at_times(Console(stderr=True), soon=SOON_SECONDS)
     start = time.monotonic()
@@ -300,7 +300,7 @@ def _train(
     with redirect_stdout(sys.stderr):
         if train.main(parser.parse_args(arguments)) != 0:
             return None
-    job = graph.one(str(file), None, {}, folder, subject.run)
+    job = graph.job_of_row(str(file), None, {}, folder, subject.run)
     run_result = job.run.read("result") or {}
     tested = predictions.load(job.run.folder / "predictions" / "test-center.npz")
     scores, targets = tested.posteriors, tested.targets

@@ -57,7 +57,7 @@ def sweep():
     assert (other.data.name, other.data.path, other.data.mirror) == ("cifar100", "", True)
     assert (one.data.name, one.data.path) == ("npz", "x.npz")
     assert other.train.epochs == one.train.epochs == 2
-    (row, _) = grid.over(found, [("data.name", ["digits"])]).rows
+    (row, _) = grid.expanded(found, [("data.name", ["digits"])]).rows
     assert found.config_of(row).data.name == "cifar100"
 
 

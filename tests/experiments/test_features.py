@@ -19,7 +19,7 @@ from experiments.config import ConfigError
 from experiments.runs import runs
 from experiments.testing import classifier
 from experiments.transfer import features
-from experiments.transfer.features import Extractor, Wanted
+from experiments.transfer.features import Extractor, FeatureRequest
 from input_pipeline import DataError
 from launch import devices
 
@@ -60,7 +60,7 @@ def pictures(photos):
 
 
 def test_central_crops_are_the_networks_endpoints(run, photos):
-    (found,) = extractor(run, photos).found(Wanted())
+    (found,) = extractor(run, photos).features(FeatureRequest())
     model = classifier.load(run.folder)
     views = np.stack([model.see(image) for image in pictures(photos)])
     x = (
@@ -98,7 +98,7 @@ def by_numpy(run, image):
 
 @pytest.mark.parametrize("how", ["mean", "concatenate"])
 def test_whole_images_at_several_scales_against_numpy(run, photos, how):
-    passes = extractor(run, photos).found(Wanted("conv1", "dense", "32,40"))
+    passes = extractor(run, photos).features(FeatureRequest("conv1", "dense", "32,40"))
     assert [one.name for one in passes] == ["dense-Q32", "dense-Q40"]
     x = features.combined(passes, how, l2=True)
     square = pictures(photos)[2]  # whose scale of 32 is the picture itself
@@ -111,8 +111,11 @@ def test_whole_images_at_several_scales_against_numpy(run, photos, how):
 
 def test_mirrors_and_crops_are_averaged(run, photos):
     subject = extractor(run, photos)
-    (plain,), (both,) = subject.found(Wanted()), subject.found(Wanted(flip=True))
-    (ten,) = subject.found(Wanted(protocol="ten_crop"))
+    (plain,), (both,) = (
+        subject.features(FeatureRequest()),
+        subject.features(FeatureRequest(flip=True)),
+    )
+    (ten,) = subject.features(FeatureRequest(protocol="ten_crop"))
     assert not np.allclose(plain.values, both.values)
     assert (both.name, both.mirrored, ten.name) == ("center_flip-Q32", True, "ten_crop-Q32")
     square = 2  # of which all ten crops are the picture or its mirror
@@ -120,18 +123,18 @@ def test_mirrors_and_crops_are_averaged(run, photos):
 
 
 def test_what_is_kept_is_not_computed_again(run, photos):
-    (first,), (again,) = (extractor(run, photos).found(Wanted()) for _ in range(2))
+    (first,), (again,) = (extractor(run, photos).features(FeatureRequest()) for _ in range(2))
     assert (first.reused, again.reused) == (False, True)
     assert isinstance(again.values, np.memmap)
     np.testing.assert_array_equal(first.values, again.values)
     first.file.with_suffix(".npz").write_bytes(b"damaged")
-    (anew,) = extractor(run, photos).found(Wanted())
+    (anew,) = extractor(run, photos).features(FeatureRequest())
     assert not anew.reused
     np.testing.assert_array_equal(anew.values, again.values)
     rng = np.random.default_rng(5)
     other = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(other).save(f"{photos}/a/0.png")  # another picture of that name
-    (changed,) = extractor(run, photos).found(Wanted())
+    (changed,) = extractor(run, photos).features(FeatureRequest())
     assert not changed.reused
     assert not np.allclose(changed.values[0], anew.values[0])
 
@@ -148,7 +151,7 @@ def test_a_stopped_pass_goes_on(run, tmp_path, monkeypatch):
         test_labels=labels[250:],
     )
     monkeypatch.setattr(features, "CHUNK_SECONDS", 0.0)
-    (whole,) = extractor(run, str(tmp_path / "set.npz")).found(Wanted("stage1"))
+    (whole,) = extractor(run, str(tmp_path / "set.npz")).features(FeatureRequest("stage1"))
     assert whole.of.parts.tolist() == [1] * 250 + [2] * 50
     expected, progress = np.array(whole.values), []
     for file in whole.file.parent.iterdir():
@@ -171,8 +174,8 @@ def test_a_stopped_pass_goes_on(run, tmp_path, monkeypatch):
             pass
 
     with pytest.raises(Stopped):
-        extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(stop)).found(
-            Wanted("stage1")
+        extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(stop)).features(
+            FeatureRequest("stage1")
         )
     left = [f for f in whole.file.parent.iterdir() if f.suffix != ".lock"]
     assert [f.name.partition("-")[0] for f in left] == ["chunk"]
@@ -180,8 +183,8 @@ def test_a_stopped_pass_goes_on(run, tmp_path, monkeypatch):
     def heard(done, total):
         progress.append((done, total))
 
-    (found,) = extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(heard)).found(
-        Wanted("stage1")
+    (found,) = extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(heard)).features(
+        FeatureRequest("stage1")
     )
     assert progress[0] == (256, 300)  # the first batch of 128 was there
     np.testing.assert_array_equal(found.values, expected)
@@ -197,7 +200,7 @@ if int(hosts) > 1:
 from experiments.runs import runs
 from experiments.transfer.features import Extractor, Wanted
 from launch import devices
-(found,) = Extractor(runs.Run(runs.Path(folder)), devices.mesh(), data).found(Wanted("stage2"))
+(found,) = Extractor(runs.Run(runs.Path(folder)), devices.mesh(), data).features(Wanted("stage2"))
 print(found.reused, found.values.shape)
 """
 
@@ -205,7 +208,7 @@ print(found.reused, found.values.shape)
 @pytest.mark.parametrize(("hosts", "count"), [(1, 2), (2, 1)])
 def test_devices_and_hosts_share_the_images(run, photos, tmp_path, fresh_python, hosts, count):
     shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("features"))
-    (alone,) = extractor(run, photos).found(Wanted("stage2"))
+    (alone,) = extractor(run, photos).features(FeatureRequest("stage2"))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -218,25 +221,25 @@ def test_devices_and_hosts_share_the_images(run, photos, tmp_path, fresh_python,
         done = list(pool.map(start, range(hosts)))
     told = [one.stdout.splitlines()[-1:] for one in done]
     assert told == [["False (4, 32)"]] * hosts, done[0].stderr
-    (together,) = extractor(runs.Run(tmp_path / "run"), photos).found(Wanted("stage2"))
+    (together,) = extractor(runs.Run(tmp_path / "run"), photos).features(FeatureRequest("stage2"))
     assert together.reused
     np.testing.assert_allclose(together.values, alone.values, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(together.of.labels, alone.of.labels)
 
 
 def test_two_commands_do_not_compute_the_same(run, photos):
-    (found,) = extractor(run, photos).found(Wanted())
+    (found,) = extractor(run, photos).features(FeatureRequest())
     found.file.with_suffix(".npz").unlink()
     with (
         run.lock(name=f"{features.FOLDER}/{found.file.stem}.lock"),
         pytest.raises(runs.RunLocked, match="is being written by process"),
     ):
-        extractor(run, photos).found(Wanted())
+        extractor(run, photos).features(FeatureRequest())
 
 
 def test_half_precision_is_said_where_it_is_too_small(run, photos):
-    (half,) = extractor(run, photos).found(Wanted("conv1", dtype="float16"))
-    (whole,) = extractor(run, photos).found(Wanted("conv1"))
+    (half,) = extractor(run, photos).features(FeatureRequest("conv1", dtype="float16"))
+    (whole,) = extractor(run, photos).features(FeatureRequest("conv1"))
     assert half.values.dtype == np.float16
     np.testing.assert_allclose(half.values, whole.values, rtol=1e-3)
     assert not whole.reused  # one of float16 is not taken for it
@@ -248,7 +251,7 @@ def test_half_precision_is_said_where_it_is_too_small(run, photos):
 
 
 def test_files_are_not_believed(run, photos):
-    (found,) = extractor(run, photos).found(Wanted())
+    (found,) = extractor(run, photos).features(FeatureRequest())
     np.save(found.file, np.zeros((3, 64), np.float32))
     with pytest.raises(DataError, match="not of the same images"):
         features.read(found.file)
@@ -263,14 +266,18 @@ def test_files_are_not_believed(run, photos):
 @pytest.mark.parametrize(
     ("wanted", "error", "told"),
     [
-        (Wanted("pool9"), cnn_arch.ArchitectureError, "pool"),
-        (Wanted(protocol="googlenet_144"), ConfigError, "features are taken by center, ten_crop"),
-        (Wanted(scales="16"), ConfigError, "smaller than the crop"),
+        (FeatureRequest("pool9"), cnn_arch.ArchitectureError, "pool"),
+        (
+            FeatureRequest(protocol="googlenet_144"),
+            ConfigError,
+            "features are taken by center, ten_crop",
+        ),
+        (FeatureRequest(scales="16"), ConfigError, "smaller than the crop"),
     ],
 )
 def test_what_cannot_be_asked_for(run, photos, wanted, error, told):
     with pytest.raises(error, match=told):
-        extractor(run, photos).found(wanted)
+        extractor(run, photos).features(wanted)
 
 
 def test_imported_networks_have_no_images_of_their_own(run):
@@ -281,7 +288,7 @@ def test_imported_networks_have_no_images_of_their_own(run):
 def test_unusable_images_are_left_out_and_named(run, photos):
     Path(photos, "a", "bad.png").write_bytes(b"no picture")
     reasons = []
-    (found,) = extractor(run, photos, on_bad=reasons.append).found(Wanted())
+    (found,) = extractor(run, photos, on_bad=reasons.append).features(FeatureRequest())
     assert found.of.left_out == 1
     assert found.of.ids.tolist() == [0, 1, 3, 4]
     assert found.of.labels.tolist() == [0, 0, 1, 1]
@@ -290,4 +297,4 @@ def test_unusable_images_are_left_out_and_named(run, photos):
     assert "bad.png" in reasons[0]
     Path(photos, "b", "bad.png").write_bytes(b"no picture either")
     with pytest.raises(DataError, match="can't be used"):
-        extractor(run, photos).found(Wanted())
+        extractor(run, photos).features(FeatureRequest())

@@ -16,7 +16,7 @@ from experiments.runs import runs
 from experiments.testing import classifier
 from experiments.training import optimizer, train
 from experiments.transfer import finetune
-from experiments.transfer.features import Extractor, Wanted
+from experiments.transfer.features import Extractor, FeatureRequest
 from input_pipeline import balanced
 from launch import devices
 
@@ -63,7 +63,7 @@ def test_the_last_layer_learns_on_features_as_the_frozen_network_does(run, array
     overrides = {"train.epochs": 3.0, "schedule.lr": 0.1}
     tuning = finetune.Tuning(finetune.HEAD, overrides=overrides)
     assert finetune.on_features(one, config, tuning) == ""
-    (found,) = one.found(Wanted())
+    (found,) = one.features(FeatureRequest())
     rows, test = finetune.rows_of(found, one.collection, config)
     assert (len(rows), len(test)) == (200, 60)
     head = finetune.train_head(one, config, found, rows, one.collection.class_names)

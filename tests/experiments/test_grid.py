@@ -18,7 +18,7 @@ def study():
 
 
 def test_a_product_of_values(study):
-    found = grid.over(study, grid.axes(["schedule.lr=0.01,0.1", "model.width=1,2"]))
+    found = grid.expanded(study, grid.axes(["schedule.lr=0.01,0.1", "model.width=1,2"]))
     assert [row.name for row in found.rows] == [
         f"{row}, lr={lr}, width={width}"
         for lr in ("0.01", "0.1")
@@ -37,25 +37,25 @@ def test_a_product_of_values(study):
 
 
 def test_values_that_go_together(study):
-    found = grid.over(
+    found = grid.expanded(
         study, grid.axes(["schedule.lr=0.01,0.1", "train.epochs=5,10"]), together=True
     )
     assert [row.name for row in found.rows if row.seed_from is None] == [
         *("one, lr=0.01, epochs=5", "one, lr=0.1, epochs=10")
     ]
     with pytest.raises(ConfigError, match=r"--zip needs as many .*lr: 2, train\.epochs: 1"):
-        grid.over(study, grid.axes(["schedule.lr=1,2", "train.epochs=5"]), together=True)
+        grid.expanded(study, grid.axes(["schedule.lr=1,2", "train.epochs=5"]), together=True)
 
 
 def test_a_combination_of_values_comes_once(study):
     with pytest.raises(ConfigError, match=r"--grid schedule\.lr: '1' comes twice"):
-        grid.over(study, grid.axes(["schedule.lr=1, 1"]))
+        grid.expanded(study, grid.axes(["schedule.lr=1, 1"]))
     found = grid.axes(["schedule.lr=1,1,2", "model.width=1,2,2"])
-    names = [row.name for row in grid.over(study, found, together=True).rows[::2]]
+    names = [row.name for row in grid.expanded(study, found, together=True).rows[::2]]
     assert names == ["one, lr=1, width=1", "one, lr=1, width=2", "one, lr=2, width=2"]
     found = grid.axes(["schedule.lr=1,1", "model.width=2,2"])
     with pytest.raises(ConfigError, match=r"schedule\.lr, model\.width: '1, 2' comes twice"):
-        grid.over(study, found, together=True)
+        grid.expanded(study, found, together=True)
 
 
 def test_commas_in_brackets_part_no_values():
@@ -68,13 +68,13 @@ def test_commas_in_brackets_part_no_values():
 
 def test_spaces_around_values_are_no_part_of_them(study):
     assert grid.axes([" x.y = 1, 2\n, (3, 4) "]) == [("x.y", ("1", "2", "(3, 4)"))]
-    found = grid.over(study, grid.axes(["data.path=a\nb"]))
+    found = grid.expanded(study, grid.axes(["data.path=a\nb"]))
     assert found.rows[0].name == "one, path=a\\nb"
     assert found.rows[0].overrides["data.path"] == "a\nb"
 
 
 def test_keys_of_one_last_part_are_told_in_full(study):
-    found = grid.over(study, grid.axes(["data.name=npz", "x.name=y"]))
+    found = grid.expanded(study, grid.axes(["data.name=npz", "x.name=y"]))
     assert found.rows[0].name == "one, data.name=npz, x.name=y"
 
 
@@ -97,13 +97,13 @@ def test_what_is_no_grid_is_refused(given, told):
 def test_too_many_rows_are_refused(study):
     many = ",".join(map(str, range(400)))
     with pytest.raises(ConfigError, match="320,000 rows"):
-        grid.over(study, grid.axes([f"seed={many}", f"train.steps={many}"]))
+        grid.expanded(study, grid.axes([f"seed={many}", f"train.steps={many}"]))
 
 
 def test_some_rows_come_with_those_that_seed_them(study):
-    assert [row.name for row in grid.some(study, ["two"]).rows] == ["one", "two"]
-    assert [row.name for row in grid.some(study, ["o*"]).rows] == ["one"]
-    assert grid.some(study, []) is study
+    assert [row.name for row in grid.selected(study, ["two"]).rows] == ["one", "two"]
+    assert [row.name for row in grid.selected(study, ["o*"]).rows] == ["one"]
+    assert grid.selected(study, []) is study
     grid.check_some([study], ["o*", "two"])
     with pytest.raises(ConfigError, match="'twoo' fits no row of made; did you mean 'two'"):
         grid.check_some([study], ["two", "twoo"])
@@ -113,16 +113,16 @@ def test_some_rows_of_several_studies(study):
     """A pattern may fit rows of one of them only; of the others there may be none."""
     other = replace(study, name="other", rows=(Row("three", {}),))
     grid.check_some([study, other], ["one", "three"])
-    assert grid.some(other, ["one"]).rows == ()
+    assert grid.selected(other, ["one"]).rows == ()
     with pytest.raises(ConfigError, match="'x' fits no row of made or other; there are 'one', "):
         grid.check_some([study, other], ["one", "x"])
 
 
 def test_a_row_is_named_with_all_values_of_a_grid(study):
-    found = grid.over(study, grid.axes(["schedule.lr=1,2"]))
-    assert [row.name for row in grid.some(found, ["one"]).rows] == ["one, lr=1", "one, lr=2"]
-    assert [row.name for row in grid.some(found, ["one, lr=2"]).rows] == ["one, lr=2"]
-    both = grid.over(study, grid.axes(["schedule.lr=1,2", "model.width=3"]))
-    assert [row.name for row in grid.some(both, ["o*, lr=2"]).rows] == ["one, lr=2, width=3"]
+    found = grid.expanded(study, grid.axes(["schedule.lr=1,2"]))
+    assert [row.name for row in grid.selected(found, ["one"]).rows] == ["one, lr=1", "one, lr=2"]
+    assert [row.name for row in grid.selected(found, ["one, lr=2"]).rows] == ["one, lr=2"]
+    both = grid.expanded(study, grid.axes(["schedule.lr=1,2", "model.width=3"]))
+    assert [row.name for row in grid.selected(both, ["o*, lr=2"]).rows] == ["one, lr=2, width=3"]
     with pytest.raises(ConfigError, match="there are 'one, lr=1', 'two, lr=1', 'one, lr=2'"):
         grid.check_some([found], ["x"])

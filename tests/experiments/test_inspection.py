@@ -20,7 +20,7 @@ from experiments.inspection.neighbours import Features
 from experiments.report import inspection as inspection_report
 from experiments.report import write
 from experiments.testing import classifier
-from experiments.transfer.features import Extractor, Wanted
+from experiments.transfer.features import Extractor, FeatureRequest
 from launch import devices
 from tests import made_up
 from tests.experiments.test_report import smallest_text
@@ -236,7 +236,7 @@ def test_large_sets_are_not_seen_whole_unless_they_are_kept(looking, monkeypatch
     monkeypatch.setattr(neighbours, "WHOLE", 10)
     monkeypatch.setattr(neighbours, "TRAINING", 7)
     monkeypatch.setattr(neighbours, "QUERIES", 3)
-    looking.subject.found(Wanted("pool"))
+    looking.subject.features(FeatureRequest("pool"))
     also = np.array([TRAIN + 1])
     kept = neighbours.features(looking, also)
     assert len(kept.training) == TRAIN

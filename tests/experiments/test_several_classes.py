@@ -23,7 +23,7 @@ from experiments.testing.prediction_store import EvaluationSettings
 from experiments.testing.predictions import Predictions, PredictionsError
 from experiments.training import state, train
 from experiments.transfer import finetune
-from experiments.transfer.features import Extractor, Wanted
+from experiments.transfer.features import Extractor, FeatureRequest
 from input_pipeline import DataError
 from input_pipeline.sources import open_set
 from tests import made_up
@@ -419,7 +419,7 @@ def test_the_last_layer_learns_on_features_as_the_frozen_network_does(tmp_path):
     tuning = finetune.Tuning(finetune.HEAD, overrides=overrides)
     config = finetune.config_of(one, tuning)
     assert finetune.on_features(one, config, tuning) == ""
-    (found,) = one.found(Wanted())
+    (found,) = one.features(FeatureRequest())
     rows, test = finetune.rows_of(found, one.collection, config)
     assert (len(rows), len(test)) == (24, 12)
     head = finetune.train_head(one, config, found, rows, one.collection.class_names)

@@ -383,7 +383,7 @@ def follow(item, monkeypatch):
             ).run
             job = SimpleNamespace(run=run, name=name, tests=(), seeding=jobs.get(after))
             jobs[name] = Finishes(**vars(job))
-        monkeypatch.setattr(squeue, "known", lambda users: queue)
+        monkeypatch.setattr(squeue, "recent_jobs", lambda users: queue)
         events = []
         told = backend.Follower(list(jobs.values()), lambda job, e: events.append((job.name, e)))
         return told, events
@@ -427,11 +427,11 @@ def test_followed_runs_end_as_their_folders_say(follow, tmp_path):
 
 def test_followed_run_whose_job_is_gone_is_given_up_once_that_is_certain(follow, monkeypatch):
     follower, _ = follow({"a": None}, queued("12_a"))
-    monkeypatch.setattr(squeue, "known", lambda users: None)  # Slurm does not answer
+    monkeypatch.setattr(squeue, "recent_jobs", lambda users: None)  # Slurm does not answer
     for _ in range(9):
         follower.look()
     assert follower.waiting
-    monkeypatch.setattr(squeue, "known", lambda users: {})
+    monkeypatch.setattr(squeue, "recent_jobs", lambda users: {})
     follower.look()
     assert follower.waiting  # its files may be seen here a little later
     for _ in range(9):

@@ -70,7 +70,7 @@ def test_the_mend_is_of_the_platform_that_is_asked_for(
         found.touch()
     monkeypatch.setattr(devices, "NVIDIA_DRIVER", found)
     monkeypatch.setattr(devices, "version", lambda name: None)
-    told = devices.mend({"JAX_PLATFORMS": platforms})
+    told = devices.start_advice({"JAX_PLATFORMS": platforms})
     for word in ["unset JAX_PLATFORMS", *words]:
         assert word in told
     assert ("EXTRA=" in told) == ("EXTRA=" in words[0])

@@ -216,7 +216,7 @@ def test_follow_goes_on_through_a_requeue(run, printed, writer, monkeypatch):
         state = answers.pop(0) if len(answers) > 1 else answers[0]
         return {} if state is None else {"12": squeue.Queued("12", state, "n1", "", "")}
 
-    monkeypatch.setattr(squeue, "known", known)
+    monkeypatch.setattr(squeue, "recent_jobs", known)
     told = {"backend": "slurm", "job": "12", "user": "ann", "log": ""}
     (run.folder / "job.json").write_text(json.dumps(told))
     log = run.folder / "log.txt"

@@ -9,7 +9,7 @@ from experiments import network
 from experiments.data.resident import Resident
 from launch import devices
 from launch.bench import measure_programs as programs
-from launch.chips import Absent
+from launch.chips import ChipSet
 from launch.planning import fit, memory
 from launch.verbs import doctor
 
@@ -24,7 +24,7 @@ def need(arch, chips=CHIP, dtype="bfloat16", batch=256, **changes):
     census = network.cost(config, data.classes, data.channels)
     resident = RESIDENT if isinstance(data, Resident) else 0
     return memory.need(
-        census, config, fit.KINDS[Absent(chips).chip.platform], Absent(chips).count, resident
+        census, config, fit.KINDS[ChipSet(chips).chip.platform], ChipSet(chips).count, resident
     )
 
 
@@ -177,11 +177,11 @@ def test_accelerators_of_this_machine_are_warned_of(plan, monkeypatch):
     there = devices.Probe("tpu", 4, 1e12, memory=2 * 2**30, kind="TPU v9")
     monkeypatch.setattr(devices, "plugins", lambda platform: ["some"])
     monkeypatch.setattr(devices, "probe", lambda slot: there)
-    assert fit.known(None) == [fit.Devices("4 x TPU v9", "tpu", 4, 2 * 2**30)]
+    assert fit.targets(None) == [fit.Devices("4 x TPU v9", "tpu", 4, 2 * 2**30)]
     monkeypatch.setattr(devices, "probe", lambda slot: dataclasses.replace(there, platform="gpu"))
-    assert fit.known(None)[0].count == 1  # a row has one GPU
+    assert fit.targets(None)[0].count == 1  # a row has one GPU
     monkeypatch.setattr(devices, "probe", lambda slot: dataclasses.replace(there, platform="cpu"))
-    assert fit.known(None) == []
+    assert fit.targets(None) == []
 
 
 @pytest.mark.parametrize("words", [("--chips", "v5e"), ("--chips", "b9:8")])
@@ -215,8 +215,8 @@ def test_doctor_tells_what_does_not_fit_and_survives_what_is_broken(monkeypatch)
 def test_a_share_of_memory_that_is_no_number_is_told(monkeypatch):
     monkeypatch.setenv(fit.FRACTION, "half")
     with pytest.raises(devices.DeviceError, match=f"{fit.FRACTION}=half: expected a number"):
-        fit.known("h100:8")
-    assert fit.known("v5e:1x1")[0].memory == 16e9
+        fit.targets("h100:8")
+    assert fit.targets("v5e:1x1")[0].memory == 16e9
 
 
 def test_rows_of_the_paper_profile_are_looked_at():

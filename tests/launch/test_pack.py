@@ -219,7 +219,7 @@ def test_run_is_tried_again_while_its_job_goes_on_with_others(tmp_path, monkeypa
         write_json(array.items[0].run.folder / "job.json", {"backend": "slurm", "job": "8"})
         return dict.fromkeys(submitted, "8")
 
-    monkeypatch.setattr(squeue, "known", lambda users: there)
+    monkeypatch.setattr(squeue, "recent_jobs", lambda users: there)
     monkeypatch.setattr(squeue, "cancel", cancelled.append)
     monkeypatch.setattr(backend, "queue", lambda runs: there)
     monkeypatch.setattr(backend, "_submit", submit)
@@ -240,7 +240,7 @@ def test_cancelled_run_of_a_job_that_waits_is_cancelled_at_once(tmp_path, monkey
         ended.extend(jobs)
         return {}
 
-    monkeypatch.setattr(squeue, "known", lambda users: there)
+    monkeypatch.setattr(squeue, "recent_jobs", lambda users: there)
     monkeypatch.setattr(squeue, "cancel", end)
 
     def cancel_one(run):
@@ -269,7 +269,7 @@ def test_cancelling_a_job_that_slurm_refuses_fails_for_each_of_its_runs(
             raise squeue.SlurmError("not yours")
         return dict.fromkeys(jobs, "not yours")
 
-    monkeypatch.setattr(squeue, "known", lambda users: queue)
+    monkeypatch.setattr(squeue, "recent_jobs", lambda users: queue)
     monkeypatch.setattr(squeue, "cancel", refuse)
     rows = row_states.read(tmp_path).rows
     assert cancel.cancel(rows, rows) == {first.id: "not yours", second.id: "not yours"}

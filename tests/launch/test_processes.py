@@ -218,7 +218,7 @@ def test_one_process_needs_no_others(monkeypatch):
     """An interactive shell of a cluster has some of Slurm's variables."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert devices.place() == (0, 1)
+    assert devices.process_index() == (0, 1)
     devices.join()
     assert jax.process_count() == 1
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
@@ -229,7 +229,7 @@ def test_one_process_needs_no_others(monkeypatch):
         devices.join()
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    for ask in (devices.place, devices.join):
+    for ask in (devices.process_index, devices.join):
         with pytest.raises(devices.DeviceError, match="JAX_NUM_PROCESSES=two: expected a whole"):
             ask()
 

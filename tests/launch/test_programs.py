@@ -20,7 +20,7 @@ from experiments.training import program
 from launch import cli
 from launch.bench import measure_programs as programs
 from launch.bench.hlo import Exchange, Program, Work, shapes
-from launch.chips import Absent, parse
+from launch.chips import ChipSet, parse
 from launch.devices import DeviceError
 
 HLO = """\
@@ -270,9 +270,9 @@ def test_without_libtpu_one_line_says_what_to_install(capsys):
 
 
 def test_chips_of_both_kinds_are_counted():
-    counts = {name: Absent(name).count for name in ("v5e:2x4", "2*v4:2x2x1", "h100:8", "3*a100:4")}
+    counts = {name: ChipSet(name).count for name in ("v5e:2x4", "2*v4:2x2x1", "h100:8", "3*a100:4")}
     assert counts == {"v5e:2x4": 8, "2*v4:2x2x1": 16, "h100:8": 8, "3*a100:4": 12}
-    assert Absent("h100:8").chip.platform == "cuda"
+    assert ChipSet("h100:8").chip.platform == "cuda"
 
 
 @pytest.mark.parametrize("group", [0, 2])
@@ -463,7 +463,7 @@ def test_slices_and_a_pod_exchange_the_gradients_once(chips):
     kinds = {e.kind for e in many.program.exchanges}
     slices = {"reduce-scatter", "all-reduce", "all-gather"}
     assert kinds == (slices if "*" in chips else {"all-reduce"})
-    share = 8 / Absent(chips).count
+    share = 8 / ChipSet(chips).count
     assert many.program.flops == pytest.approx(few.program.flops * share, rel=0.02)
 
 

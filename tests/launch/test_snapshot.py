@@ -49,16 +49,16 @@ def project(tmp_path, monkeypatch):
 
 
 def test_equal_code_is_kept_once_and_edited_code_apart(project, tmp_path):
-    first = snapshot.take(tmp_path, {})
+    first = snapshot.make(tmp_path, {})
     assert first.root == tmp_path / ".slurm" / "code" / str(os.getuid()) / first.root.name
-    assert snapshot.take(tmp_path, {}) == snapshot.of(tmp_path, {}) == first
+    assert snapshot.make(tmp_path, {}) == snapshot.planned(tmp_path, {}) == first
     edited = project / "experiments" / "training" / "train.py"
     before = edited.read_text()
     edited.write_text(before + "raise SystemExit\n")
-    other = snapshot.of(tmp_path, {})
+    other = snapshot.planned(tmp_path, {})
     assert other.root != first.root
     assert not other.root.exists()  # it was only asked where it would be
-    assert snapshot.take(tmp_path, {}) == other
+    assert snapshot.make(tmp_path, {}) == other
     name = edited.relative_to(project)
     assert (first.root / name).read_text() == before
     assert (other.root / name).read_text() == edited.read_text()
@@ -69,7 +69,7 @@ def test_it_has_all_that_is_imported_and_read_and_is_small(project, tmp_path, fr
     (project / "launch" / ".hidden").write_text("x")
     (project / "launch" / "__pycache__").mkdir()
     (project / "launch" / "__pycache__" / "cli.cpython-311.pyc").write_bytes(b"x")
-    root = snapshot.take(tmp_path, {}).root
+    root = snapshot.make(tmp_path, {}).root
     files = [path for path in root.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 5e6
     assert not any("__pycache__" in path.parts or path.name.startswith(".") for path in files)
@@ -91,39 +91,39 @@ def test_networks_of_a_user_come_along(project, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(nets))
     monkeypatch.setenv("PYTHONPATH", str(nets))
     assert cnn_arch.abstract("snapshot_nets:8", classes=10, channels=3, image_size=32).name
-    found = snapshot.take(tmp_path, {str(nets): ["snapshot_nets"]})
+    found = snapshot.make(tmp_path, {str(nets): ["snapshot_nets"]})
     copy = Path(found.modules[str(nets)])
     assert copy.is_relative_to(found.root)
     assert sorted(path.name for path in copy.iterdir()) == ["helpers.py", "snapshot_nets.py"]
-    assert found.root != snapshot.of(tmp_path, {}).root
+    assert found.root != snapshot.planned(tmp_path, {}).root
 
 
 def test_code_of_someone_else_is_not_run(project, tmp_path):
     if os.getuid():
         pytest.skip("only root can give a folder away")
-    root = snapshot.take(tmp_path, {}).root
+    root = snapshot.make(tmp_path, {}).root
     os.chown(root, 12345, 12345)
-    for ask in (lambda: snapshot.take(tmp_path, {}), lambda: snapshot.kept(tmp_path, root.name)):
+    for ask in (lambda: snapshot.make(tmp_path, {}), lambda: snapshot.find(tmp_path, root.name)):
         with pytest.raises(RunError, match="is not a folder of yours, and no code is run from it"):
             ask()
     shutil.rmtree(root)
     (tmp_path / "mine").mkdir()
     root.symlink_to(tmp_path / "mine", target_is_directory=True)
     with pytest.raises(RunError, match="is not a folder of yours"):
-        snapshot.take(tmp_path, {})
+        snapshot.make(tmp_path, {})
 
 
 @pytest.mark.parametrize("name", ["../../etc", "0123456789abcdef", "", "x"])
 def test_code_that_is_gone_is_told(tmp_path, name):
     with pytest.raises(RunError, match="is gone; submit it anew"):
-        snapshot.kept(tmp_path, name)
+        snapshot.find(tmp_path, name)
 
 
 def test_it_is_cleaned_when_no_run_needs_it(project, tmp_path, monkeypatch):
     roots = []
     for k in range(3):
         (project / "launch" / "edited.py").write_text(f"K = {k}\n")
-        roots.append(snapshot.take(tmp_path, {}).root)
+        roots.append(snapshot.make(tmp_path, {}).root)
     for k, root in enumerate(roots[:2]):
         run = Run(tmp_path / f"run-{k}")
         run.folder.mkdir()
@@ -147,7 +147,7 @@ def test_scripts_name_the_code(project, tmp_path, call, study):
     words = ("sweep", study, "--backend", "slurm", "--dry-run", "--runs", tmp_path / "runs")
     status, out, _ = call(*words)
     assert status == 0
-    name = snapshot.of(tmp_path / "runs", {}).root
+    name = snapshot.planned(tmp_path / "runs", {}).root
     assert f"export PYTHONPATH={name}$" in out
     assert not name.exists()
     status, out, _ = call(*words, "--live")

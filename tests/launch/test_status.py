@@ -255,7 +255,7 @@ def test_job_that_ends_between_the_folder_and_the_queue_is_not_lost(make, tmp_pa
         (run.folder / "result.json").write_text(json.dumps(RESULT))
         return {}
 
-    monkeypatch.setattr(squeue, "known", known)
+    monkeypatch.setattr(squeue, "recent_jobs", known)
     assert look(tmp_path)[run.id].state == "finished"
 
 

@@ -65,11 +65,11 @@ def test_a_folder_of_classes_becomes_a_tested_classifier(run_in, folder, photos)
     status, out, _ = run_in("predict", photos / "red" / "00.png", "--run", made, "--json")
     (image,) = json.loads(out)["images"]
     assert (status, image["classes"][0]["name"]) == (0, "red")
-    (found,) = features.Extractor(runs.Run(Path(made)), mesh(), str(photos)).found(
-        features.Wanted("fc")
+    (found,) = features.Extractor(runs.Run(Path(made)), mesh(), str(photos)).features(
+        features.FeatureRequest("fc")
     )
     labels = found.of.labels
-    _, test = next(transfer.split(found.of, transfer.How()))
+    _, test = next(transfer.split(found.of, transfer.HeadSettings()))
     wrong = found.values[test].argmax(axis=1) != labels[test]
     assert int(wrong.sum()) == split["errors"]
     # It leaves as other runs do.
@@ -147,7 +147,7 @@ def test_networks_side_by_side(run_in, folder, photos, monkeypatch):
     assert result["run"].endswith(f" + {second.id}")
     assert told["runs"] == []
     first = runs.Run(next(folder.glob("cifar_resnet-8-*")))
-    how = transfer.How(normalise="l2")
+    how = transfer.HeadSettings(normalise="l2")
     found = result_store.by_fingerprint(
         [first, second], "pool", result["passes"], result["fingerprint"], how
     )
@@ -156,7 +156,7 @@ def test_networks_side_by_side(run_in, folder, photos, monkeypatch):
         result_store.by_fingerprint([first, second], "pool", result["passes"], "other", how) is None
     )
     groups = [
-        features.Extractor(run, mesh(), str(photos)).found(features.Wanted())
+        features.Extractor(run, mesh(), str(photos)).features(features.FeatureRequest())
         for run in (first, second)
     ]
     x = transfer.side_by_side(groups, how)
@@ -264,15 +264,15 @@ def test_a_runs_own_split_is_kept(run_in, call, folder, photos, monkeypatch):
 
 def test_splits_keep_to_a_sets_parts():
     of = set_of([TRAIN] * 6 + [TEST] * 2, [0, 1] * 4)
-    ((train, test),) = transfer.split(of, transfer.How(splits=3))
+    ((train, test),) = transfer.split(of, transfer.HeadSettings(splits=3))
     assert (train.tolist(), test.tolist()) == ([0, 1, 2, 3, 4, 5], [6, 7])
-    drawn = list(transfer.split(of, transfer.How(splits=3, train_per_class=2)))
+    drawn = list(transfer.split(of, transfer.HeadSettings(splits=3, train_per_class=2)))
     assert [test.tolist() for _, test in drawn] == [[6, 7]] * 3
     assert all(sorted(of.labels[train]) == [0, 0, 1, 1] for train, _ in drawn)
     assert len({tuple(train) for train, _ in drawn}) > 1
-    (one,) = transfer.split(of, transfer.How(train_per_class=3))  # all there are
+    (one,) = transfer.split(of, transfer.HeadSettings(train_per_class=3))  # all there are
     assert one[0].tolist() == [0, 1, 2, 3, 4, 5]
     free = set_of([ANY] * 8, [0, 1] * 4)
-    for train, test in transfer.split(free, transfer.How(splits=2)):
+    for train, test in transfer.split(free, transfer.HeadSettings(splits=2)):
         assert sorted([*train, *test]) == list(range(8))
         assert sorted(free.labels[test]) == [0, 1]

@@ -197,7 +197,7 @@ def test_a_last_layer_is_copied_for_the_same_classes_only(files, call):
 
 def graph_of(study, donor, how):
     overrides = {"seeding.classifier": how}
-    return graph.one(study, None, overrides, runs.root(), find_run(donor, runs.root()))
+    return graph.job_of_row(study, None, overrides, runs.root(), find_run(donor, runs.root()))
 
 
 def test_a_picture_that_cannot_be_written_loses_no_prediction(files, call):

@@ -37,7 +37,7 @@ def test_job_that_gets_no_further_is_given_up_and_one_that_does_is_not(run):
     assert failed["kind"] == "lost"
     assert "3 times in a row at step 20" in failed["reason"]
     assert not run.diverged  # so that it may be started again
-    local.mark(run)
+    local.record_start(run)
     assert starts(run) is None
 
 
