@@ -1,5 +1,6 @@
-"""Text as it can be printed: what others wrote, and durations."""
+"""Text as it can be printed: what others wrote, durations, and how processes ended."""
 
+import signal
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -41,6 +42,14 @@ def clock(seconds: float | None) -> str:
     if days:
         return f"{days}d {of_day:02}:{minutes:02}"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def ending(code: int) -> str:
+    """How a process ended, from its return code: `exit status 3` or `signal SIGSEGV`."""
+    if code >= 0:
+        return f"exit status {code}"
+    names = {number.value: number.name for number in signal.Signals}  # not of all real-time ones
+    return f"signal {names.get(-code, -code)}"
 
 
 def numbered(n: int, thing: str) -> str:

@@ -374,8 +374,11 @@ def join(*, slurm: bool = False, detect: bool = False) -> None:
 def _of_slurm_task() -> list[int]:
     """A task's part of its node's GPUs, by number; [0] where there are none."""
     gpus = int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
-    tasks = int(os.environ["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0])
-    share = max(1, gpus // tasks)
+    tasks: list[int] = []  # of each node, which Slurm writes as 2(x3),1
+    for part in os.environ["SLURM_STEP_TASKS_PER_NODE"].split(","):
+        number, _, times = part.rstrip(")").partition("(x")
+        tasks += [int(number)] * int(times or 1)
+    share = max(1, gpus // tasks[int(os.environ.get("SLURM_NODEID") or 0)])
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     if 0 < len(visible) <= share:  # bound to this task by Slurm
         return list(range(len(visible)))

@@ -184,7 +184,7 @@ class Opened:
     channels: int
     fingerprint: str
     train: int  # the number of images left for training
-    found: input_pipeline.Dataset | sources.ImageSet
+    dataset: input_pipeline.Dataset | sources.ImageSet
     parts: dict[str, Any]  # Examples or Sources
     boxes: dict[str, Boxes] | None = None  # of each part, where `data.boxes` says where they are
     box_notes: tuple[str, ...] = ()  # sentences for people about the boxes
@@ -197,7 +197,7 @@ class Opened:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences for people about the data: what was not read, which part is the test."""
-        notes = self.found.notes if isinstance(self.found, sources.ImageSet) else ()
+        notes = self.dataset.notes if isinstance(self.dataset, sources.ImageSet) else ()
         return (*notes, *self.box_notes)
 
 

@@ -77,7 +77,7 @@ def open_data(d: ml_collections.ConfigDict, on_read: Progress | None = None) -> 
         channels=channels,
         fingerprint=dataset.fingerprint,
         train=len(train),
-        found=dataset,
+        dataset=dataset,
         parts={
             "train": dataset.train.take(train),
             "holdout": dataset.train.take(holdout),
@@ -136,7 +136,7 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
             f"train.boxes={config.train.boxes!r} needs boxes, and data.boxes is empty; set it to a "
             "file or folder of annotations, or to 'own' for a set that has boxes"
         )
-    if isinstance(opened.found, sources.ImageSet):
+    if isinstance(opened.dataset, sources.ImageSet):
         stream.check_installed()
         stream_view(config)
         for key in ("pad", "frame", "distort"):
@@ -150,10 +150,10 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
             raise ConfigError(
                 f"data.normalise={d.normalise!r} is for small images kept on the device"
             )
-        if d.mirror and not opened.found.mirror_ok:
+        if d.mirror and not opened.dataset.mirror_ok:
             raise ConfigError(f"data.mirror=True does not suit {opened.name!r}")
     else:
-        resident_view(config).check(opened.found)
+        resident_view(config).check(opened.dataset)
         for key, usual in (("view", "scale"), ("colour", "none"), ("exif", False)):
             _suits(d, key, usual, "encoded images, such as data.name=folder")
         if d.normalise == "fixed":
@@ -163,7 +163,7 @@ def check(config: ml_collections.ConfigDict, opened: Opened) -> None:
                 "data.divide_by_std=True does nothing with data.normalise='lenet', which has a "
                 "divisor of its own; set it to False"
             )
-        height, width = opened.found.train.images.shape[1:3]
+        height, width = opened.dataset.train.images.shape[1:3]
         framed = width + 2 * d.frame, height + 2 * d.frame
         if d.frame and framed != (d.image_size, d.image_size):
             raise ConfigError(
@@ -227,7 +227,7 @@ def prepare(
         raise ValueError(f"seeding.normalise={config.seeding.normalise!r}, and {prep=}")
     opened = opened or open_data(config.data)
     check(config, opened)
-    if isinstance(opened.found, sources.ImageSet):
+    if isinstance(opened.dataset, sources.ImageSet):
         on_bad = functools.cache(on_bad)  # the same file may be met by several streams
         return prepare_streamed(config, opened, statistics_file, prep, on_progress, on_bad)
     return prepare_resident(config, opened, statistics_file, prep)

@@ -158,7 +158,7 @@ def prepare_resident(
             normalise,
             opened.class_names,
             opened.channels,
-            mirror_ok=opened.found.mirror_ok,
+            mirror_ok=opened.dataset.mirror_ok,
             frame=config.data.frame,
         ),
         constants=constants,

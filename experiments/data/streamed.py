@@ -258,7 +258,7 @@ def _preprocessing(
         resize=kernel,
         of_view=True,
         square_mean=None if mean.shape == full_mean.shape else np.asarray(full_mean),
-        mirror_ok=opened.found.mirror_ok,
+        mirror_ok=opened.dataset.mirror_ok,
         exif=config.data.exif,
         several=opened.targets is not None,
     )

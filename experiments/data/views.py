@@ -39,9 +39,9 @@ def stream_view(config: ml_collections.ConfigDict) -> crops.TrainView:
 
 def stored_size(config: ml_collections.ConfigDict, opened: Opened) -> tuple[int, int] | None:
     """(height, width) with the frame of images that lie on the device; None of encoded ones."""
-    if isinstance(opened.found, sources.ImageSet):
+    if isinstance(opened.dataset, sources.ImageSet):
         return None
-    height, width = opened.found.train.images.shape[1:3]
+    height, width = opened.dataset.train.images.shape[1:3]
     return height + 2 * config.data.frame, width + 2 * config.data.frame
 
 

@@ -130,7 +130,7 @@ class Checkpoints:
         reasons: list[str] = []
         for step in steps:
             reason = _damage(self.folder / str(step)) if processes.first() else ""
-            if not processes.agreed(bool(reason)):
+            if not processes.from_first(bool(reason)):
                 break
             reasons.append(reason or "it is damaged")
         else:

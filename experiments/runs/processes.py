@@ -34,7 +34,7 @@ def meet(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agreed(flags: bool | list[bool]) -> Any:
+def from_first(flags: bool | list[bool]) -> Any:
     """The first process's `flags`, on all processes."""
     if not several():
         return flags
@@ -47,10 +47,10 @@ def read(find: Callable[[], T | None]) -> T | None:
     content = find()
     if not several():
         return content
-    return seen(find) if agreed(content is not None) else None
+    return wait_for(find) if from_first(content is not None) else None
 
 
-def seen(find: Callable[[], T | None]) -> T | None:
+def wait_for(find: Callable[[], T | None]) -> T | None:
     """`find()` of a file that exists, which a network file system may show here only later."""
     end = time.monotonic() + PATIENCE
     while (content := find()) is None and time.monotonic() < end:
@@ -58,7 +58,7 @@ def seen(find: Callable[[], T | None]) -> T | None:
     return content
 
 
-def one_first(make: Callable[[], T], name: str) -> T:
+def first_then_others(make: Callable[[], T], name: str) -> T:
     """`make()` of each process; the others begin when the first has ended and written its files."""
     if not several():
         return make()
@@ -109,7 +109,7 @@ def put_share(tree: Any, sharding: NamedSharding, axis: int) -> Any:
     return jax.tree.map(lay, tree)
 
 
-def here(tree: Any, mesh: Mesh) -> Any:
+def to_own_mesh(tree: Any, mesh: Mesh) -> Any:
     """Arrays that lie whole on every device, as arrays on `mesh`, which is this process's own."""
     if not several():
         return tree

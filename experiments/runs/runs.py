@@ -259,7 +259,7 @@ def _logged(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
                 yield line
 
 
-def named(config: ConfigDict, fingerprint: str, folder: Path) -> Run:
+def run_of(config: ConfigDict, fingerprint: str, folder: Path) -> Run:
     """The run of `config` under `folder`, whether it is there or not."""
     name = config.model.arch.replace(":", "-")
     return Run(folder / f"{name}-{identity(config, fingerprint)}")
@@ -273,7 +273,7 @@ def create(config: ConfigDict, fingerprint: str, folder: Path, label: Mapping[st
 
     Raises RunError where the folder can't be written.
     """
-    run = named(config, fingerprint, folder)
+    run = run_of(config, fingerprint, folder)
     content = run.read("run")
     if content is None:
         content = description(run, config, fingerprint, label)

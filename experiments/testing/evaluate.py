@@ -372,9 +372,9 @@ def collect(
             predictions.save(file, tested, {**about, "mirror": mirror, "left_out": left_out})
         for path in folder.glob(f"{PARTIAL}*-{file.name}"):
             path.unlink(missing_ok=True)
-    if not processes.agreed(tested is not None):
+    if not processes.from_first(tested is not None):
         return None
-    return processes.seen(lambda: prediction_store.read(file, about)) or predictions.load(file)
+    return processes.wait_for(lambda: prediction_store.read(file, about)) or predictions.load(file)
 
 
 def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict[Path, Predictions]:
@@ -385,7 +385,7 @@ def _partials(file: Path, about: dict[str, Any], shape: tuple[int, int]) -> dict
         part = prediction_store.read(path, about, ended=False)
         if part and part.posteriors.shape[1] == classes and part.ids.max() < total:
             ids = [i for p in partials.values() for i in p.ids]
-            partials[path] = part.chosen(~np.isin(part.ids, ids))
+            partials[path] = part.take(~np.isin(part.ids, ids))
     return partials
 
 
@@ -393,8 +393,8 @@ def _together(parts: Sequence[Predictions]) -> Predictions | None:
     """All images in the order of their ids; None without any."""
     if not parts:
         return None
-    tested = predictions.joined(parts)
-    return tested.chosen(np.argsort(tested.ids))
+    tested = predictions.concatenate(parts)
+    return tested.take(np.argsort(tested.ids))
 
 
 class _Collected:

@@ -93,7 +93,7 @@ class Predictions:
             raise PredictionsError("no image shows a class, and precision is of those that do")
         return float(np.mean(precisions))
 
-    def chosen(self, rows: np.ndarray) -> "Predictions":
+    def take(self, rows: np.ndarray) -> "Predictions":
         """The rows that an index or a mask chooses; columns that are None stay so."""
         columns: dict[str, Any] = {
             name: None if a is None else a[rows] for name, a in vars(self).items()
@@ -209,7 +209,7 @@ def mean(passes: Sequence[Predictions], names: Sequence[str] = ()) -> Prediction
     return Predictions(first.ids, first.labels, total / np.float32(len(passes)), **targets)
 
 
-def joined(parts: Sequence[Predictions]) -> Predictions:
+def concatenate(parts: Sequence[Predictions]) -> Predictions:
     """The images of all parts; a column that some part lacks is None."""
     columns: dict[str, Any] = {}
     for name in vars(parts[0]):

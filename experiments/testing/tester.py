@@ -18,7 +18,7 @@ from experiments.localisation import regression
 from experiments.network import Skeleton
 from experiments.runs import processes
 from experiments.statistics import true_class_rank
-from experiments.testing.predictions import Predictions, joined
+from experiments.testing.predictions import Predictions, concatenate
 from experiments.training import memory
 from input_pipeline import DataError, crops
 
@@ -75,16 +75,16 @@ class Tester:
         With several processes, which all call this, each tests its share of the images.
         """
         total, hosts = self.data.counts[part], jax.process_count()
-        params, stats = processes.here((params, stats), self.mesh)
+        params, stats = processes.to_own_mesh((params, stats), self.mesh)
         places = np.arange(total)[jax.process_index() :: hosts]
         tested = [self._nothing()]
         for batch in self.batches(params, stats, part, self.data.centre, places=places):
             tested.append(batch)
             on_progress(sum(len(batch.labels) for batch in tested), len(places))
-        predictions = _gathered(joined(tested), -(-total // hosts))
+        predictions = _gathered(concatenate(tested), -(-total // hosts))
         if not len(predictions.labels):
             raise DataError(f"none of the {total} images of {part!r} can be used")
-        return predictions.chosen(np.argsort(predictions.ids))
+        return predictions.take(np.argsort(predictions.ids))
 
     def batches(
         self,

@@ -198,7 +198,7 @@ def _data(run: runs.Run, config: ConfigDict, on_event: OnEvent, stop: Stop) -> d
             on_bad=lambda reason: on_event({"event": "bad_image", "reason": reason}),
         )
 
-    return processes.one_first(prepare, "the means of the training images are there")
+    return processes.first_then_others(prepare, "the means of the training images are there")
 
 
 def _devices(mesh: Mesh) -> str:
@@ -290,7 +290,7 @@ def _tester(config: ConfigDict, data: data_lib.Data, mesh: Mesh, training: Train
     return Tester(
         skeleton=network.skeleton(config, *shape, train=False),
         data=data,
-        constants=processes.here(training.constants, own_mesh),
+        constants=processes.to_own_mesh(training.constants, own_mesh),
         mesh=own_mesh,
         batch=config.test.batch_size,
         deterministic=config.train.deterministic,
@@ -397,7 +397,7 @@ def _tested(
     about = {"run": run.id, "step": training.total, "part": part, "rounding": crops.ROUNDING}
     predictions = processes.read(lambda: prediction_store.read(file, about))
     if predictions is None:
-        params, stats = processes.here(training.tested(), tester.mesh)
+        params, stats = processes.to_own_mesh(training.tested(), tester.mesh)
         predictions = evaluate.collect(
             tester, params, stats, part, tester.data.centre, file, about, on_progress
         )

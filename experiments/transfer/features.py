@@ -238,7 +238,7 @@ class Extractor(evaluate.Subject):
 
     def _is_computed(self, part: protocols.Pass, layer: str, dtype: str) -> bool:
         about = self.about(part) | {"layer": layer, "dtype": dtype}
-        return bool(processes.agreed(_about(self._file(part, layer)).items() >= about.items()))
+        return bool(processes.from_first(_about(self._file(part, layer)).items() >= about.items()))
 
     def _pass(self, part: protocols.Pass, layer: str, dtype: str) -> PassFeatures:
         about = self.about(part) | {"layer": layer, "dtype": dtype}
@@ -297,7 +297,7 @@ class Extractor(evaluate.Subject):
             self._keep(chunks, file, about | {"mirror": mirror}, layer)
             chunks.delete()
         processes.meet("the features are kept")
-        if not processes.seen(lambda: _about(file) or None):
+        if not processes.wait_for(lambda: _about(file) or None):
             raise DataError(f"none of the {n} images of {data.name} can be used")
 
     def _keep(self, chunks: "_Chunks", file: Path, about: dict[str, Any], layer: str) -> None:

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.text import ending
 from launch import devices
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def run(heads: Sequence[Head]) -> dict[Head, str]:
         finally:
             stop(process)
     if code:
-        ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        reasons += [f"its process ended with {ending}"] * (len(heads) - len(reasons))
+        reasons += [f"its process ended with {ending(code)}"] * (len(heads) - len(reasons))
     return {head: reason for head, reason in zip(heads, reasons, strict=True) if reason}
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from experiments.runs import runs, state
 from experiments.runs.runs import Run, RunError
+from experiments.text import ending
 from launch import devices
 from launch.devices import Slot
 from launch.executors.worker import STOPPED, arguments
@@ -225,8 +226,7 @@ def _end(worker: _Worker) -> str:
     if STOPPED in codes:
         return "stopped; it goes on when started again"
     code = next((c for c in codes if c not in (0, -signal.SIGTERM, -signal.SIGKILL)), code)
-    ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-    return f"its process ended with {ending}; see {run.folder / 'log.txt'}"
+    return f"its process ended with {ending(code)}; see {run.folder / 'log.txt'}"
 
 
 def _stop(processes: Sequence[Process], grace: float = GRACE_SECONDS) -> None:

@@ -219,7 +219,7 @@ def _test(run: Run, planned: Sequence[PlannedTest], tell: Tell, stop: Stop, clus
 
     if not planned:
         return FINISHED
-    kept_flags = processes.agreed([prediction_store.is_complete(run, test) for test in planned])
+    kept_flags = processes.from_first([prediction_store.is_complete(run, test) for test in planned])
     missing = [test for test, is_kept in zip(planned, kept_flags, strict=True) if not is_kept]
 
     @contextmanager

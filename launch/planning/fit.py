@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,8 +107,10 @@ def _absent(absent: chips.ChipSet) -> Devices:
     try:
         fraction = float(fraction_text) if kind == "gpu" else 1.0
     except ValueError:
-        message = f"{FRACTION}={fraction_text}: expected a number, such as {USUAL}"
-        raise devices.DeviceError(message) from None
+        fraction = math.nan
+    if not 0 < fraction < math.inf:
+        message = f"{FRACTION}={fraction_text}: expected a number above 0, such as {USUAL}"
+        raise devices.DeviceError(message)
     return Devices(absent.name, kind, absent.count, fraction * absent.chip.memory)
 
 

@@ -230,7 +230,7 @@ def images_of(config: ml_collections.ConfigDict) -> Images:
         fingerprint=opened.fingerprint,
         train=opened.train,
         test=len(opened.parts["test"]),
-        mirror_ok=opened.found.mirror_ok,
+        mirror_ok=opened.dataset.mirror_ok,
         stored=data.stored_size(config, opened),
     )
 
@@ -369,7 +369,7 @@ def _job(
     job = Job(
         study=study.name,
         row=row,
-        run=runs.named(config, images.fingerprint, folder),
+        run=runs.run_of(config, images.fingerprint, folder),
         config=config,
         seeding=seeding,
         steps=data.total_steps(config, images.train),

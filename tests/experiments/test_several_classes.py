@@ -322,7 +322,7 @@ def test_predictions_of_several_classes_are_not_right_or_wrong():
 def test_the_mean_of_passes_keeps_the_targets_and_refuses_others():
     one, two = made(), made(seed=1)
     same = Predictions(one.ids, one.labels, two.posteriors, targets=one.targets)
-    found = predictions.mean([one, same.chosen(np.arange(40)[::-1])])
+    found = predictions.mean([one, same.take(np.arange(40)[::-1])])
     np.testing.assert_array_equal(found.targets, one.targets)
     np.testing.assert_allclose(found.posteriors, (one.posteriors + two.posteriors) / 2, rtol=1e-6)
     plain = Predictions(one.ids, one.labels, one.posteriors)

@@ -1,8 +1,10 @@
-"""Text of others, as it can be printed."""
+"""Text as it can be printed."""
+
+import signal
 
 import pytest
 
-from experiments.text import visible
+from experiments.text import ending, visible
 
 
 @pytest.mark.parametrize(
@@ -18,3 +20,9 @@ from experiments.text import visible
 )
 def test_what_would_steer_a_terminal_is_shown_as_an_escape(text, shown):
     assert visible(text) == shown
+
+
+def test_endings_of_processes_have_names_where_their_signals_have():
+    assert ending(3) == "exit status 3"
+    assert ending(-signal.SIGSEGV) == "signal SIGSEGV"
+    assert ending(-(signal.SIGRTMIN + 1)) == f"signal {signal.SIGRTMIN + 1}"

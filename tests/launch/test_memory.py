@@ -213,9 +213,10 @@ def test_doctor_tells_what_does_not_fit_and_survives_what_is_broken(monkeypatch)
 
 @pytest.mark.slow
 def test_a_share_of_memory_that_is_no_number_is_told(monkeypatch):
-    monkeypatch.setenv(fit.FRACTION, "half")
-    with pytest.raises(devices.DeviceError, match=f"{fit.FRACTION}=half: expected a number"):
-        fit.targets("h100:8")
+    for value in ("half", "nan", "-0.5", "0"):
+        monkeypatch.setenv(fit.FRACTION, value)
+        with pytest.raises(devices.DeviceError, match=f"{fit.FRACTION}={value}: expected a number"):
+            fit.targets("h100:8")
     assert fit.targets("v5e:1x1")[0].memory == 16e9
 
 

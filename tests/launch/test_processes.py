@@ -238,6 +238,11 @@ def test_tasks_of_a_node_share_its_gpus(monkeypatch):
     for name, value in (("GPUS_ON_NODE", "8"), ("STEP_TASKS_PER_NODE", "2(x3)"), ("LOCALID", "1")):
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert devices._of_slurm_task() == [4, 5, 6, 7]
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1(x2),4,2(x3)")
+    monkeypatch.setenv("SLURM_NODEID", "2")
+    assert devices._of_slurm_task() == [2, 3]
+    monkeypatch.setenv("SLURM_NODEID", "5")
+    assert devices._of_slurm_task() == [4, 5, 6, 7]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
     assert devices._of_slurm_task() == [4, 5, 6, 7]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")  # bound to the task
