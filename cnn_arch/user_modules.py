@@ -24,7 +24,7 @@ from cnn_arch.family import Family
 
 
 @dataclass(frozen=True)
-class Found:
+class UserModule:
     """The family that a module offers under its own name.
 
     origin: `source`, a digest of the module's files and of those of its folder that they import,
@@ -36,7 +36,7 @@ class Found:
     files: dict[Path, bytes]  # of which `source` is the digest, by their place in `folder`
 
 
-_found: dict[str, Found] = {}
+_imported_modules: dict[str, UserModule] = {}
 _looked_in: list[str] = []
 
 
@@ -72,12 +72,12 @@ def can_be(name: str) -> bool:
     return all(part.isidentifier() for part in name.split("."))
 
 
-def find(name: str) -> Found | None:
+def find(name: str) -> UserModule | None:
     """What the module `name` offers; None without such a module.
 
     Raises ArchitectureError where the module can't be imported, or offers no such family.
     """
-    if name not in _found:
+    if name not in _imported_modules:
         importlib.invalidate_caches()
         if not _is_a_users(name):
             return None
@@ -98,8 +98,8 @@ def find(name: str) -> Found | None:
         folder = Path(spec.origin).parents[deep]
         contents = _closure(Path(spec.origin), name, folder)
         origin = {"source": _digest(contents), "folder": str(folder)}
-        _found[name] = Found(own[0], origin, contents)
-    return _found[name]
+        _imported_modules[name] = UserModule(own[0], origin, contents)
+    return _imported_modules[name]
 
 
 def files(name: str) -> dict[Path, bytes]:

@@ -199,8 +199,8 @@ def inspect(
 ) -> Inspection:
     """Makes all parts that are asked for, in the order of PARTS. on_part: called with each.
 
-    Raises ArchitectureError for an unknown layer, ConfigError as `Asked.check` does, and DataError
-    where no image can be used.
+    Raises ArchitectureError for an unknown layer, ConfigError as `InspectionSettings.check` does,
+    and DataError where no image can be used.
     """
     request.check()
     for layer in request.layers:

@@ -231,7 +231,7 @@ class Extractor(evaluate.Subject):
         return [self._pass(part, layer, request.dtype) for part in passes]
 
     def is_kept(self, request: FeatureRequest) -> bool:
-        """Whether `found` has nothing to compute. Raises what `found` does before it computes."""
+        """Whether `features` has nothing to compute. Raises what it does before it computes."""
         layer = self.layer(request.layer)
         passes = protocols.resolve(request.protocol, self.config, request.scales, flip=request.flip)
         return all(self._is_computed(part, layer, request.dtype) for part in passes)

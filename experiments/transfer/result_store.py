@@ -54,8 +54,8 @@ def by_fingerprint(
 ) -> dict[str, Any] | None:
     """The result that `save` wrote, or None where there is none or it can't be read.
 
-    of: the runs whose features are taken side by side; passes: their names, as of `Found`; data:
-    the fingerprint of the set.
+    of: the runs whose features are taken side by side. passes: their names, as of `PassFeatures`.
+    data: the fingerprint of the set.
     """
     return _read(_file(of, layer, passes, data, how))
 

@@ -24,7 +24,7 @@ from launch.planning.memory import GIB, Kind
 
 KINDS: dict[str, Kind] = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu"}
 # What JAX takes of a GPU's memory, unless this variable says otherwise.
-FRACTION, USUAL = "XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"
+FRACTION, DEFAULT = "XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ def targets(names: str | None) -> list[Devices]:
 
 
 def _absent(absent: chips.ChipSet) -> Devices:
-    kind, fraction_text = KINDS[absent.chip.platform], os.environ.get(FRACTION, USUAL)
+    kind, fraction_text = KINDS[absent.chip.platform], os.environ.get(FRACTION, DEFAULT)
     try:
         fraction = float(fraction_text) if kind == "gpu" else 1.0
     except ValueError:
         fraction = math.nan
     if not 0 < fraction < math.inf:
-        message = f"{FRACTION}={fraction_text}: expected a number above 0, such as {USUAL}"
+        message = f"{FRACTION}={fraction_text}: expected a number above 0, such as {DEFAULT}"
         raise devices.DeviceError(message)
     return Devices(absent.name, kind, absent.count, fraction * absent.chip.memory)
 

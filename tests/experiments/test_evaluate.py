@@ -114,7 +114,7 @@ def subject_of(run):
 def seen(run):
     """The run's network, and its normalised test images scaled to Q: (n, Q, Q, 1)."""
     model = classifier.load(run.folder)
-    test = data.open_data(run.config().data).found.test
+    test = data.open_data(run.config().data).dataset.test
     x = np.asarray(model.preprocessing.normalise(test.images))
     return model.network, np.asarray(jax.image.resize(x, (len(x), Q, Q, 1), "bilinear"))
 

@@ -198,9 +198,10 @@ data, folder, hosts, rank, port = sys.argv[1:]
 if int(hosts) > 1:
     jax.distributed.initialize(f"localhost:{port}", int(hosts), int(rank))
 from experiments.runs import runs
-from experiments.transfer.features import Extractor, Wanted
+from experiments.transfer.features import Extractor, FeatureRequest
 from launch import devices
-(found,) = Extractor(runs.Run(runs.Path(folder)), devices.mesh(), data).features(Wanted("stage2"))
+subject = Extractor(runs.Run(runs.Path(folder)), devices.mesh(), data)
+(found,) = subject.features(FeatureRequest("stage2"))
 print(found.reused, found.values.shape)
 """
 

@@ -250,10 +250,10 @@ def test_some_classes_of_a_set_are_numbered_anew(run, arrays):
     assert some.class_names == ("1", "3", "7")
     for part in ("train", "holdout", "test"):
         assert {*np.unique(some.parts[part].labels).tolist()} == {0, 1, 2}
-    wanted = np.isin(whole.found.test.labels, [1, 3, 7])
-    np.testing.assert_array_equal(some.found.test.images, whole.found.test.images[wanted])
-    digits = np.array([1, 3, 7])[some.found.test.labels]
-    np.testing.assert_array_equal(digits, whole.found.test.labels[wanted])
+    wanted = np.isin(whole.dataset.test.labels, [1, 3, 7])
+    np.testing.assert_array_equal(some.dataset.test.images, whole.found.test.images[wanted])
+    digits = np.array([1, 3, 7])[some.dataset.test.labels]
+    np.testing.assert_array_equal(digits, whole.dataset.test.labels[wanted])
     assert configs.override(tiny(), {"data.classes": "1,3"}, "--set").data.classes == ("1", "3")
     for classes, told in ((("1", "12"), "'12'"), (("1",), "two classes at least")):
         with pytest.raises(ConfigError, match=told):

@@ -803,7 +803,7 @@ def test_the_averaged_network_is_what_is_tested_exported_and_seeds(averaged, tmp
     net = classifier.load(averaged.folder).network
     used = cnn_arch.flat_state(nnx.state(net))
     assert_same_bits(used, {**params, **stats})
-    test = data.open_data(averaged.config().data).found.test
+    test = data.open_data(averaged.config().data).dataset.test
     wrong = (classifier.load(averaged.folder)(test.images).argmax(axis=1) != test.labels).sum()
     assert abs(averaged.read("result")["top1_errors_count"] - wrong) <= 1
     seeded = tiny(seeding__run=averaged.id, train__steps=1)
@@ -1077,7 +1077,7 @@ def test_gradients_are_logged_by_layer_however_a_run_is_stopped(tmp_path):
 def test_result_counts_every_test_image_once(finished):
     result = finished.read("result")
     tested = predictions.load(finished.folder / "predictions" / "test-center.npz")
-    test = data.open_data(finished.config().data).found.test
+    test = data.open_data(finished.config().data).dataset.test
     assert result["n"] == len(test) == 500
     np.testing.assert_array_equal(tested.ids, np.arange(500))
     np.testing.assert_array_equal(tested.labels, test.labels)
@@ -1090,7 +1090,7 @@ def test_result_counts_every_test_image_once(finished):
 
 def test_loaded_run_classifies_as_it_was_tested(finished):
     model = classifier.load(finished.folder)
-    test = data.open_data(finished.config().data).found.test
+    test = data.open_data(finished.config().data).dataset.test
     saved = finished.folder / "predictions" / "test-center.npz"
     expected = predictions.load(saved).posteriors
     # An odd batch: the last part is of another size.

@@ -169,7 +169,7 @@ def test_an_exchange_is_hidden_by_the_operations_until_its_end():
         )
         return one
 
-    chip = programs.Absent("v5e:2x4").chip
+    chip = programs.ChipSet("v5e:2x4").chip
     exchange, part = 2 * 7 / 8 * 1e9 / chip.link, 1e12 / chip.peak
     one = seconds(last=3e12)
     assert one.seconds == pytest.approx(max(exchange, 2 * part) + 3 * part)

@@ -259,7 +259,7 @@ def test_a_runs_own_split_is_kept(run_in, call, folder, photos, monkeypatch):
     config = finetune.config_of(one, finetune.Tuning())  # trained on with the same parts
     named = config.data.name, config.data.path, config.data.split
     assert named == ("folder", str(photos), 0.25)
-    assert data_lib.open_data(config.data).found.fingerprint == one.collection.fingerprint
+    assert data_lib.open_data(config.data).dataset.fingerprint == one.collection.fingerprint
 
 
 def test_splits_keep_to_a_sets_parts():

@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_network_is_one_line(
     project, tmp_path, monkeypatch, capsys, arch, text, told
 ):
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(user_modules, "_found", {})
+    monkeypatch.setattr(user_modules, "_imported_modules", {})
     monkeypatch.setattr(user_modules, "_looked_in", [])
     for name in ("my_nets", "my_parts"):
         monkeypatch.delitem(sys.modules, name, raising=False)
