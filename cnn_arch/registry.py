@@ -92,7 +92,7 @@ def find(name: str) -> tuple[Family, str]:
         raise unknown("architecture", name, variants(), _meant(name))
     variant = variant or family.default
     if variant not in family.variants and not family.accepts(variant):
-        names = [f"{head}:{known}" for known in family.variants]
+        names = [f"{head}:{other}" for other in family.variants]
         raise unknown("architecture", name, names, _meant(name))
     return family, variant
 

@@ -40,9 +40,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def _nearest(word: str, names: list[str]) -> str:
     import difflib  # as `experiments.text.nearest` does it, without importing that package
 
-    bare = {name.lstrip("-"): name for name in known}
+    bare = {name.lstrip("-"): name for name in names}
     near = difflib.get_close_matches(word.lstrip("-"), bare, n=1)
     return f"; did you mean {bare[near[0]]!r}?" if near else ""

@@ -81,6 +81,30 @@ def test_no_modules_import_each_other_in_a_circle():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
+def test_variables_are_named_after_what_they_hold():
+    """Fields of classes may have such names: some are keys of files."""
+    empty = {"found", "told", "seen", "asked", "given", "kept", "known", "wanted", "there", "here"}
+    empty |= {"one", "each", "what"}
+    wrong = []
+    for path in MODULES:
+        tree = parsed(path)
+        fields = {
+            id(statement.target)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef)
+            for statement in node.body
+            if isinstance(statement, ast.AnnAssign)
+        }
+        for node in ast.walk(tree):
+            stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            name = (
+                node.id if stored else getattr(node, "arg", "") if isinstance(node, ast.arg) else ""
+            )
+            if name in empty and id(node) not in fields:
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_tensorflow_is_imported_by_input_pipeline_and_as_a_peer_only():
     # clu.metric_writers and clu.periodic_actions import TensorFlow themselves.
     heavy = re.compile(

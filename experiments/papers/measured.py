@@ -1,6 +1,6 @@
 """A paper's table with what was measured: nothing is computed here that needs a network.
 
-    result = measure(table, "demo", about, wanted)
+    result = measure(table, "demo", about, runs_of_row)
     result.rows[0].cells["top1"]        # a Measurement
 
 A row's runs that are not there, or were not tested as the row says, leave its cells empty.
@@ -129,12 +129,16 @@ def localisers_at(
 
 
 def measure(
-    table: Table, profile: str, about: str, wanted: Mapping[str, RowRuns], sets: Sets | None = None
+    table: Table,
+    profile: str,
+    about: str,
+    runs_of_row: Mapping[str, RowRuns],
+    sets: Sets | None = None,
 ) -> TableResult:
-    """The table from the runs that are there. wanted: by row. sets: the images of its heads."""
+    """The table from the runs that are there. sets: the images of its heads."""
     table = replace(table, columns=_columns(table, profile))
     readings = [
-        _Reading(table, row, wanted[row.name], profile, sets or Sets()) for row in table.rows
+        _Reading(table, row, runs_of_row[row.name], profile, sets or Sets()) for row in table.rows
     ]
     rows = tuple(reading.result() for reading in readings)
     agreements = {c.key: _agreement(c, readings) for c in table.columns if c.what in RANKS}
@@ -159,8 +163,8 @@ def _columns(table: Table, profile: str) -> tuple[Column, ...]:
 class _Reading:
     """The tests of a row, read from its runs."""
 
-    def __init__(self, table: Table, row: Row, wanted: RowRuns, profile: str, sets: Sets):
-        self.table, self.row, self.wanted = table, row, wanted
+    def __init__(self, table: Table, row: Row, row_runs: RowRuns, profile: str, sets: Sets):
+        self.table, self.row, self.row_runs = table, row, row_runs
         self.profile, self.sets = profile, sets
         self.missing: list[str] = []  # why figures are not there, seed by seed
         self.tests: dict[int, list[Predictions]] = {}  # seed -> those of each term of the row
@@ -170,7 +174,7 @@ class _Reading:
         self.shown: dict[str, Head] = {}  # column -> one of its heads
         self.located: list[ErrorRate] = []  # errors of merged boxes, seed by seed
         self.runs: dict[str, RunResult] = {}
-        for seed, nets in wanted.replicates.items():
+        for seed, nets in row_runs.replicates.items():
             try:
                 self._read(seed, nets)
             except (OSError, ValueError, KeyError) as error:
@@ -242,16 +246,16 @@ class _Reading:
 
     def result(self) -> RowResult:
         """The row's figures."""
-        row, wanted = self.row, self.wanted
+        row, row_runs = self.row, self.row_runs
         if isinstance(row.measured, Count):
             return self._counted(row.measured)
         cells = {c.key: cell for c in self.table.columns if (cell := self._cell(c))}
-        state, reason = wanted.state, wanted.reason
+        state, reason = row_runs.state, row_runs.reason
         missing = next(iter(self.missing), "")
         if isinstance(row.measured, Transferred):
             missing = "; ".join(dict.fromkeys(self.missing))
         if cells:
-            finished, planned = max(cell.seeds for cell in cells.values()), len(wanted.replicates)
+            finished, planned = max(cell.seeds for cell in cells.values()), len(row_runs.replicates)
             why = reason if state == "failed" else missing
             state, reason = "partly", f"{finished} of {planned} seeds; {why}"
             if finished == planned:
@@ -264,7 +268,7 @@ class _Reading:
             row,
             state,
             reason,
-            None if cells else wanted.seconds,
+            None if cells else row_runs.seconds,
             cells,
             self._tested(),
             self._costs(),
@@ -319,7 +323,7 @@ class _Reading:
         """For each seed, the fewest epochs to the error of the slow and of the fast networks, each
         with its row; a kind that never gets there is left out."""
         fewest = []
-        for members in self.wanted.replicates.values():
+        for members in self.row_runs.replicates.values():
             kinds: tuple[list[tuple[float, str]], ...] = ([], [])
             for k, ((run,), net) in enumerate(zip(members, self.row.nets, strict=True)):
                 if run.id in self.runs:

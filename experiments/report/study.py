@@ -59,7 +59,7 @@ RAW = {
     "seeds": "seeds that have finished",
     "seeds_asked": "number of seeds asked for",
     "n": "test images, each counted once",
-    **{f"top{k}_{name}": what for k in (1, 5) for name, what in ERROR.items()},
+    **{f"top{k}_{name}": meaning for k in (1, 5) for name, meaning in ERROR.items()},
     "train_loss": "of the final net on its training images, as in testing; mean over seeds",
     "train_loss_deviation": "sample deviation over seeds",
     "test_loss": "mean over seeds",
