@@ -50,21 +50,21 @@ def test_figure_is_the_median_of_each_repeats_ratio():
 
 def test_target_is_met_by_the_median_of_what_was_measured():
     item = Item("a_over_b", "a over b", 3.0, Ratio((2.0, 3.0, 9.0)), aim=4.0)
-    told = item.to_json()
-    assert (told["met"], told["measured"], told["lowest"], told["highest"]) == (True, 3.0, 2.0, 9.0)
-    assert (told["target"], replace(item, target=3.01).met) == (3.0, False)
-    told = replace(item, measured="torch is not installed").to_json()
-    assert (told["met"], told["measured"]) == (None, None)
-    assert told["not_measured"] == "torch is not installed"
+    row = item.to_json()
+    assert (row["met"], row["measured"], row["lowest"], row["highest"]) == (True, 3.0, 2.0, 9.0)
+    assert (row["target"], replace(item, target=3.01).met) == (3.0, False)
+    row = replace(item, measured="torch is not installed").to_json()
+    assert (row["met"], row["measured"]) == (None, None)
+    assert row["not_measured"] == "torch is not installed"
 
 
 def test_core_time_is_compared_by_image():
     ours = [Timing(100, 1.0, 2.0), Timing(100, 1.0, 1.0)]
     theirs = [Timing(50, 1.0, 3.0), Timing(50, 1.0, 3.0)]
-    ours, theirs = ([replace(t, steps=None, free=1) for t in each] for each in (ours, theirs))
+    ours, theirs = ([replace(t, steps=None, free=1) for t in timings] for timings in (ours, theirs))
 
     def compared(*theirs):
-        sides = [Series(tuple(each)) for each in (ours, theirs)]
+        sides = [Series(tuple(timings)) for timings in (ours, theirs)]
         return ratios.core_time_ratio(*sides)
 
     assert compared(*theirs) == Ratio((3.0, 6.0))
@@ -74,19 +74,19 @@ def test_core_time_is_compared_by_image():
 
 def test_warm_batches_are_not_timed_and_the_pipeline_goes_on(monkeypatch):
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
-    given = iter(range(100))
-    found = input_peers.timed(given, warm=2, count=5, size=8, threads=1)
-    assert (found.images, found.steps, found.cores) == (40, 5, 1)
-    assert next(given) == 7
+    batches = iter(range(100))
+    burst = input_peers.timed(batches, warm=2, count=5, size=8, threads=1)
+    assert (burst.images, burst.steps, burst.cores) == (40, 5, 1)
+    assert next(batches) == 7
 
 
 def test_laps_are_whole_and_as_many_as_a_timing_needs(monkeypatch):
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.03)
-    given = (time.sleep(0.001) for _ in itertools.count())
-    found = input_peers.timed(given, warm=2, count=4, size=8, threads=1)
-    assert found.steps % 4 == 0
-    assert found.steps >= 8  # of five steps at least
-    assert found.seconds >= 0.03
+    batches = (time.sleep(0.001) for _ in itertools.count())
+    burst = input_peers.timed(batches, warm=2, count=4, size=8, threads=1)
+    assert burst.steps % 4 == 0
+    assert burst.steps >= 8  # of five steps at least
+    assert burst.seconds >= 0.03
 
 
 def test_end_to_end_is_measured_against_the_slower_part():
@@ -95,20 +95,20 @@ def test_end_to_end_is_measured_against_the_slower_part():
 
 
 def test_loop_with_a_sleeping_device_takes_its_batches_and_no_more():
-    given = iter(range(100))
-    found = input_bench.train(given, 0.0, warm=2, count=5, size=8, threads=1)
-    assert (found.images, found.steps, found.waits) == (40, 5, True)
-    assert next(given) == 7
+    batches = iter(range(100))
+    burst = input_bench.train(batches, 0.0, warm=2, count=5, size=8, threads=1)
+    assert (burst.images, burst.steps, burst.waits) == (40, 5, True)
+    assert next(batches) == 7
 
 
 def test_images_that_no_one_can_decode_are_left_out(photos, tmp_path):
-    found = input_bench.gather(str(photos), tmp_path)
-    assert (len(found.files), found.of, found.left_out) == (6, 7, 1)
-    assert sorted(found.sizes) == [(270 - 5 * k, 300 + 10 * k) for k in range(5, -1, -1)]
-    for place, file in enumerate(found.files):
-        assert found.source.read(place)[0] == Path(file).read_bytes()
+    data = input_bench.gather(str(photos), tmp_path)
+    assert (len(data.files), data.of, data.left_out) == (6, 7, 1)
+    assert sorted(data.sizes) == [(270 - 5 * k, 300 + 10 * k) for k in range(5, -1, -1)]
+    for place, file in enumerate(data.files):
+        assert data.source.read(place)[0] == Path(file).read_bytes()
         with Image.open(file) as image:
-            assert found.sizes[place] == image.size[::-1]
+            assert data.sizes[place] == image.size[::-1]
 
 
 def test_made_images_are_as_large_as_imagenets_on_average(tmp_path):
@@ -124,12 +124,12 @@ def test_made_images_are_as_large_as_imagenets_on_average(tmp_path):
 
 @pytest.mark.parametrize("source", ["pixels", "disk"])
 def test_decoded_shards_show_the_same_views(source, photos, tmp_path):
-    found = input_bench.gather(str(photos), tmp_path)
-    bench = input_bench.Bench(found, threads=1, batch=4, images=8, peer="none")
+    data = input_bench.gather(str(photos), tmp_path)
+    bench = input_bench.Bench(data, threads=1, batch=4, images=8, peer="none")
     for view in ("scale", "area"):
-        with bench._stream(view, 1) as one, bench._stream(view, 1, source) as other:
+        with bench._stream(view, 1) as encoded, bench._stream(view, 1, source) as decoded:
             for _ in range(3):
-                a, b = next(one), next(other)
+                a, b = next(encoded), next(decoded)
                 np.testing.assert_array_equal(a.images, b.images)
                 np.testing.assert_array_equal(a.labels, b.labels)
 
@@ -138,24 +138,24 @@ def test_decoded_shards_show_the_same_views(source, photos, tmp_path):
 def test_peers_are_given_the_examples_of_the_stream(name, photos, tmp_path):
     from input_pipeline.stream import Stream
 
-    found = input_bench.gather(str(photos), tmp_path)
-    bench = input_bench.Bench(found, threads=1, batch=4, images=8, peer="none")
+    data = input_bench.gather(str(photos), tmp_path)
+    bench = input_bench.Bench(data, threads=1, batch=4, images=8, peer="none")
     task = bench.tasks[name]
-    with Stream(found.source, bench.views[name], seed=input_bench.SEED, batch=4) as stream:
+    with Stream(data.source, bench.views[name], seed=input_bench.SEED, batch=4) as stream:
         batches = [next(stream) for _ in range(3)]
     np.testing.assert_array_equal(task.picks[:12], np.concatenate([b.indices for b in batches]))
     np.testing.assert_array_equal(task.offsets[:12], np.concatenate([b.offsets for b in batches]))
     for batch, shown in enumerate(batches):
         for place in range(4):
             expected = by_pillow(task, 4 * batch + place, area=name == "area")
-            apart = np.abs(shown.images[place].astype(int) - expected)
-            assert apart.mean() <= 1
-            assert apart.max() <= 3
+            difference = np.abs(shown.images[place].astype(int) - expected)
+            assert difference.mean() <= 1
+            assert difference.max() <= 3
 
 
 def test_peers_give_batches_of_their_own_kind(photos, tmp_path):
-    found = input_bench.gather(str(photos), tmp_path)
-    task = input_peers.work(found.files, found.sizes, crops.AreaView(crop=64), 0, 12)
+    data = input_bench.gather(str(photos), tmp_path)
+    task = input_peers.work(data.files, data.sizes, crops.AreaView(crop=64), 0, 12)
     plain = next(input_peers.plain_tf_data(task, 2, 3))
     assert (plain.shape, plain.dtype) == ((3, 64, 64, 3), np.uint8)
     flax = next(input_peers.flax_example(task, 2, 3))
@@ -172,8 +172,8 @@ def by_pillow(task: input_peers.Work, k: int, *, area: bool) -> np.ndarray:
             part = image.crop((left, top, left + width, top + height))
             return np.asarray(part.resize((task.crop, task.crop), Image.Resampling.BILINEAR), int)
         (height, width), (top, left) = task.scaled[k].tolist(), task.offsets[k].tolist()
-        whole = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), int)
-        return whole[top : top + task.crop, left : left + task.crop]
+        resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), int)
+        return resized[top : top + task.crop, left : left + task.crop]
 
 
 def run(capsys, *words: str) -> dict:
@@ -193,12 +193,12 @@ def at_once(monkeypatch):
 
 
 def test_json_holds_every_item_with_its_raw_figures(photos, at_once, capsys):
-    told = run(capsys, str(photos), *TINY, "--peer", "none")
-    assert told["data"]["images"] == 6
-    assert told["settings"]["images_per_measurement"] == 8
-    assert told["machine"]["usable_cores"] >= 1
-    assert told["versions"]["pillow"]
-    items = {item["name"]: item for item in told["items"]}
+    answer = run(capsys, str(photos), *TINY, "--peer", "none")
+    assert answer["data"]["images"] == 6
+    assert answer["settings"]["images_per_measurement"] == 8
+    assert answer["machine"]["usable_cores"] >= 1
+    assert answer["versions"]["pillow"]
+    items = {item["name"]: item for item in answer["items"]}
     targets = {name: item["target"] for name, item in items.items()}
     assert targets == {
         "ours_scale_over_tf_scale": 2.2,
@@ -220,15 +220,15 @@ def test_json_holds_every_item_with_its_raw_figures(photos, at_once, capsys):
     }
     assert items["ours_scale_over_torch_scale"]["not_measured"] == "--peer none"
     rates = {
-        name: [one["images_per_s"] for one in found["timings"]]
-        for name, found in told["timings"].items()
+        name: [timing["images_per_s"] for timing in measurement["timings"]]
+        for name, measurement in answer["timings"].items()
     }
     assert {"decode_scale", "ours_scale", "decode_area", "ours_area"} <= set(rates)
     assert not {"tf_scale", "torch_scale", "flax_area", "torch_area"} & set(rates)
-    for one in ("scale", "area"):
-        ratios = np.divide(rates[f"ours_{one}"], rates[f"decode_{one}"])
-        assert items[f"ours_{one}_over_decode_{one}"]["each"] == pytest.approx(ratios.tolist())
-    assert told["memory"] is None
+    for view in ("scale", "area"):
+        ratios = np.divide(rates[f"ours_{view}"], rates[f"decode_{view}"])
+        assert items[f"ours_{view}_over_decode_{view}"]["each"] == pytest.approx(ratios.tolist())
+    assert answer["memory"] is None
 
 
 def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
@@ -236,7 +236,7 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
         return series([Timing(3 * r, 3.0, 0.006 * r, 0, 2, 5, waits=True) for r in rates])
 
     data = input_bench.Images("photos", None, ("a.jpg",), ((375, 500),), 1e5, 7, 1, Path())
-    found = input_bench.Measurements(
+    measurements = input_bench.Measurements(
         {
             "ours_scale": timings(600, 510, 660),
             "decode_scale": timings(1000, 1000, 1000),
@@ -250,9 +250,9 @@ def test_table_shows_target_and_figure_and_what_was_not_measured(capsys):
         {0.9: series([input_bench.EndToEnd(0.9, 1.0, 1.25, ())])},
     )
     absent = {name: f"no {name}" for name in ("tf", *input_peers.LOADERS)} | {"cores": "one"}
-    found.items = input_bench.items(found, absent)
+    measurements.items = input_bench.items(measurements, absent)
     settings = {"threads": 2, "batch_size": 64, "images_per_measurement": 100, "repeats": 3}
-    report = input_bench.report(data, settings, found, {"processor": "P", "usable_cores": 2})
+    report = input_bench.report(data, settings, measurements, {"processor": "P", "usable_cores": 2})
     report.show()
     shown, page = " ".join(capsys.readouterr().out.split()), report.markdown()
     assert "VGG view over decoding alone 0.45 (0.6) 0.60 [0.51, 0.66] 1.00 yes" in shown
@@ -328,17 +328,17 @@ def test_full_disk_is_told_and_leaves_no_image_out(photos, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_memory_is_measured_with_a_large_index(photos, capsys):
-    told = run(capsys, str(photos), *TINY[:-1], "3000", "--peer", "none")
-    assert told["memory"]["entries"] == 3000
-    assert 0 < told["memory"]["imported"] < told["memory"]["peak"]
+    answer = run(capsys, str(photos), *TINY[:-1], "3000", "--peer", "none")
+    assert answer["memory"]["entries"] == 3000
+    assert 0 < answer["memory"]["imported"] < answer["memory"]["peak"]
 
 
 @pytest.mark.peers
 def test_torch_makes_the_same_views(photos, tmp_path):
     pytest.importorskip("torch")
-    found = input_bench.gather(str(photos), tmp_path)
+    data = input_bench.gather(str(photos), tmp_path)
     view = crops.ScaleView(crop=224, S=(256, 512))
-    task = input_peers.work(found.files, found.sizes, view, 0, 24)
+    task = input_peers.work(data.files, data.sizes, view, 0, 24)
     for k in range(6):
         shown = input_peers._Views(task, input_peers.LOADERS["torch"][1], area=False)[k]
         np.testing.assert_array_equal(shown, by_pillow(task, k, area=False))
@@ -348,9 +348,9 @@ def test_torch_makes_the_same_views(photos, tmp_path):
 @pytest.mark.parametrize("name", input_peers.LOADERS)
 def test_loaders_take_the_views_in_laps(photos, tmp_path, name):
     skip_without(name)
-    found = input_bench.gather(str(photos), tmp_path)
+    data = input_bench.gather(str(photos), tmp_path)
     view = crops.ScaleView(crop=224, S=(256, 512))
-    task = input_peers.work(found.files, found.sizes, view, 0, 24)
+    task = input_peers.work(data.files, data.sizes, view, 0, 24)
     with input_peers.loaders_process({"scale": task}, threads=2, batch=2) as loaders:
         burst = loaders.ask("scale", name, 2, 4)  # in laps of 4 batches of 2, again from the start
     assert burst.steps % 4 == 0
@@ -362,8 +362,8 @@ def test_loaders_take_the_views_in_laps(photos, tmp_path, name):
 @pytest.mark.peers
 def test_grain_shows_the_views_in_order(photos, tmp_path):
     skip_without("grain")
-    found = input_bench.gather(str(photos), tmp_path)
-    task = input_peers.work(found.files, found.sizes, crops.AreaView(crop=64), 0, 24)
+    data = input_bench.gather(str(photos), tmp_path)
+    task = input_peers.work(data.files, data.sizes, crops.AreaView(crop=64), 0, 24)
     load, scaled = input_peers.LOADERS["grain"]
     views = input_peers._Views(task, scaled, area=True)
     batches = load(views, 2, 2)
@@ -391,9 +391,9 @@ def apart(function, values):
 def test_other_libraries_show_the_same_part_of_an_image(photos, tmp_path, area, name):
     """By another kernel, so that it is near to Pillow's view and not equal."""
     skip_without(name)
-    found = input_bench.gather(str(photos), tmp_path)
+    data = input_bench.gather(str(photos), tmp_path)
     view = crops.AreaView(crop=64) if area else crops.ScaleView(crop=224, S=(256, 512))
-    task = input_peers.work(found.files, found.sizes, view, 0, 24)
+    task = input_peers.work(data.files, data.sizes, view, 0, 24)
     views = input_peers._Views(task, input_peers.LOADERS[name][1], area=area)
     shown = apart(views.__getitem__, range(6))
     near, others = [], []

@@ -22,9 +22,9 @@ def start(first_step: float, compiled: float = 1.0, free: float = 2.0) -> Start:
 
 def test_second_start_is_judged_against_the_first_of_its_repeat():
     case = Case("resnet:152", 224, 8, 1000, "float32")
-    found = Measurement(case, series([(start(20.0), start(6.0)), (start(20.0), start(7.5))]))
-    other = Measurement(TINY, series([(start(1.0), start(1.0))]))
-    (item,) = measure_compile.items([found, other])
+    judged = Measurement(case, series([(start(20.0), start(6.0)), (start(20.0), start(7.5))]))
+    unjudged = Measurement(TINY, series([(start(1.0), start(1.0))]))
+    (item,) = measure_compile.items([judged, unjudged])
     assert item.measured.each == (0.3, 0.375)
     assert (item.target, item.goal, item.met) == (0.35, "<= 0.35", True)
     (item,) = measure_compile.items([Measurement(case, series([(start(20.0), start(7.1))]))])
@@ -34,11 +34,11 @@ def test_second_start_is_judged_against_the_first_of_its_repeat():
 
 def test_start_that_was_starved_gives_no_ratio():
     case = Case("resnet:152", 224, 8, 1000, "float32")
-    found = Measurement(case, series([(start(20.0, free=1.0), start(6.0))]))
-    (item,) = measure_compile.items([found])
+    measurement = Measurement(case, series([(start(20.0, free=1.0), start(6.0))]))
+    (item,) = measure_compile.items([measurement])
     assert (item.met, str(item.measured)) == (None, "not trusted")
     machine = {"processor": "P", "usable_cores": 2}
-    body = measure_compile.report([found], 1, "cpu", machine).markdown()
+    body = measure_compile.report([measurement], 1, "cpu", machine).markdown()
     assert "| 20.0 | 1.0 | 6.0 | not trusted |" in body
     assert "- resnet:152@224x8: not trusted: other programs or the host left it 1.00 of" in body
 
@@ -60,12 +60,12 @@ def test_every_net_is_started_twice_with_a_cache_of_its_own(deepest, monkeypatch
     words = ["--arch", "cifar_resnet:8@16x2", "--repeats", "2"] + ["--deepest"] * deepest
     page = tmp_path / "page.md"
     assert cli.main(["bench", "compile", *words, "--json", "--page", str(page)]) == 0
-    told = json.loads(capsys.readouterr().out)
+    answer = json.loads(capsys.readouterr().out)
     names = ["cifar_resnet:8@16x2"] + ["cifar_resnet:14@32x2"] * deepest
     assert [name for name, _ in started] == [name for name in names for _ in range(4)]
     assert all(a == b for (_, a), (_, b) in zip(started[::2], started[1::2], strict=True))
     assert len({cache for _, cache in started}) == 2 * len(names)
-    assert told["cases"][0]["first"][0]["first_step"] == 8.0
+    assert answer["cases"][0]["first"][0]["first_step"] == 8.0
     assert "| cifar_resnet:8@16x2 | 0.5 | 0.5 | 1.0 | 8.0 | 1.0 | 2.0 | 0.25 |" in page.read_text()
 
 
@@ -77,9 +77,9 @@ def test_training_that_does_not_start_is_named(tmp_path):
 @pytest.mark.slow
 def test_second_start_finds_the_program(tmp_path):
     first = measure_compile.start(TINY, str(tmp_path))
-    held = sorted(path.name for path in tmp_path.iterdir() if path.name.endswith("-cache"))
+    cached = sorted(path.name for path in tmp_path.iterdir() if path.name.endswith("-cache"))
     second = measure_compile.start(TINY, str(tmp_path))
     assert set(first.seconds) == set(second.seconds) == set(measure_compile.PARTS)
     parts = sum(first.seconds[part] for part in measure_compile.PARTS if part != "first_step")
     assert parts < first.seconds["first_step"]
-    assert held == sorted(p.name for p in tmp_path.iterdir() if p.name.endswith("-cache"))
+    assert cached == sorted(p.name for p in tmp_path.iterdir() if p.name.endswith("-cache"))

@@ -32,9 +32,9 @@ def test_limit_is_met_by_the_median_where_that_is_trusted():
     limit = Limit("a", "seconds of a", 2.0, (1.0, 2.0, 9.0))
     assert (limit.met, limit.to_json()["measured"]) == (True, 2.0)
     assert replace(limit, at_most=1.9).met is False
-    told = replace(limit, doubt="its repeats are 9 times apart").to_json()
-    assert (told["met"], told["measured"]) == (None, None)
-    assert told["not_trusted"] == "its repeats are 9 times apart"
+    record = replace(limit, doubt="its repeats are 9 times apart").to_json()
+    assert (record["met"], record["measured"]) == (None, None)
+    assert record["not_trusted"] == "its repeats are 9 times apart"
 
 
 def made(free: float = 2.0) -> dict[str, Series]:
@@ -49,10 +49,10 @@ def made(free: float = 2.0) -> dict[str, Series]:
     }
 
 
-def judged(found: dict[str, Series]) -> tuple:
+def judged(measured: dict[str, Series]) -> tuple:
     """The limits, the ratio, and what the page shows."""
-    limits, item = bench.targets(found)
-    parts = bench.report(found, limits, item, {"repeats": 2, "steps": 50, "longest": 10_000})
+    limits, item = bench.targets(measured)
+    parts = bench.report(measured, limits, item, {"repeats": 2, "steps": 50, "longest": 10_000})
     return limits, item, Report("CPU", {}, parts).markdown()
 
 
@@ -85,8 +85,8 @@ def test_training_of_the_tiny_net_is_timed_after_its_first_steps(tmp_path, monke
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
     steps = {**bench.TINY, "train.steps": str(bench.WARM_STEPS + 1 + 7)}
-    found = bench.loop_timing(None, {**steps, "train.steps_per_dispatch": "1"})
-    assert (found.images, found.steps) == (7, 7)
+    burst = bench.loop_timing(None, {**steps, "train.steps_per_dispatch": "1"})
+    assert (burst.images, burst.steps) == (7, 7)
     assert timing.timed(bench.bare_step(None, steps), 1, steps=6).steps == 6
     assert list(tmp_path.iterdir()) == []
 

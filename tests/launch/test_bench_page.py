@@ -29,10 +29,10 @@ def test_missing_page_begins_with_its_head(tmp_path):
 
 def test_time_that_the_host_gave_to_others_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(MACHINE, "cpu_ticks", (100, 10))
-    for now, told in (((160, 30), "gave 25% of the time asked"), ((160, 10), None), (None, None)):
+    for now, text in (((160, 30), "gave 25% of the time asked"), ((160, 10), None), (None, None)):
         monkeypatch.setattr(frame, "cpu_ticks", lambda now=now: {"cpu": now} if now else {})
         write(tmp_path / "page.md")
-        assert ((told or "its host") in (tmp_path / "page.md").read_text()) == bool(told)
+        assert ((text or "its host") in (tmp_path / "page.md").read_text()) == bool(text)
 
 
 def test_section_takes_the_place_of_its_own_and_all_else_stays(tmp_path):

@@ -79,10 +79,10 @@ def ours(name, size, options):
     return images, np.asarray(net(images)), values
 
 
-def assert_close(found, expected):
-    assert found.shape == expected.shape
+def assert_close(logits, expected):
+    assert logits.shape == expected.shape
     assert np.ptp(expected, axis=-1).min() > 0.01
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def load_torch(torch, net, graph, values):
@@ -106,8 +106,8 @@ def load_torch(torch, net, graph, values):
             elif node.op == "norm":
                 ours = ("scale", "bias", "mean", "var")
                 theirs = ("weight", "bias", "running_mean", "running_var")
-                for one, other in zip(ours, theirs, strict=True):
-                    put(getattr(layer, other), values[f"{node.name}/{one}"])
+                for our, their in zip(ours, theirs, strict=True):
+                    put(getattr(layer, their), values[f"{node.name}/{our}"])
 
 
 def load_keras(model, graph, values):
@@ -124,8 +124,8 @@ def load_keras(model, graph, values):
                 layer.set_weights([parts[group] for parts in arrays])
         elif node.op in ("fc", "norm"):
             names = ("kernel", "bias") if node.op == "fc" else ("scale", "bias", "mean", "var")
-            given = [np.asarray(values[f"{node.name}/{one}"]) for one in names]
-            model.get_layer(keras_net._name(node)).set_weights(given)
+            weights = [np.asarray(values[f"{node.name}/{name}"]) for name in names]
+            model.get_layer(keras_net._name(node)).set_weights(weights)
 
 
 @pytest.mark.peers
@@ -138,8 +138,8 @@ def test_torch_has_our_logits(name, size, options):
     assert sum(p.numel() for p in net.parameters()) == graph.params
     load_torch(torch, net, graph, values)
     with torch.no_grad():
-        found = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    assert_close(found, expected)
+        logits = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert_close(logits, expected)
 
 
 @pytest.mark.peers
@@ -229,8 +229,8 @@ def choose(*words, platform="cpu"):
 
 
 def test_cases_are_as_asked_or_the_platforms():
-    told = [str(case) for case in choose()]
-    assert told == [
+    names = [str(case) for case in choose()]
+    assert names == [
         "cifar_resnet:20@32x128",
         "vgg:A@32x128",
         "vgg:D@32x128",
@@ -241,10 +241,10 @@ def test_cases_are_as_asked_or_the_platforms():
         "lenet5:modern@32x32",
     ]
     assert [case.classes for case in choose()] == [10, 10, 10, 1000, 1000, 1000, 1000, 10]
-    assert set(told) == set(measure_step.CPU_TARGETS)
+    assert set(names) == set(measure_step.CPU_TARGETS)
     assert {(c.size, c.batch, c.dtype) for c in choose(platform="gpu")} == {(224, 256, "bfloat16")}
-    (one,) = choose("--arch", "vgg:A", "--size", "64", "--batch", "3", "--dtype", "bfloat16")
-    assert one == Case("vgg:A", 64, 3, 10, "bfloat16")
+    (case,) = choose("--arch", "vgg:A", "--size", "64", "--batch", "3", "--dtype", "bfloat16")
+    assert case == Case("vgg:A", 64, 3, 10, "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -273,26 +273,26 @@ def product(flops, free=2.0):
 
 def found(starved=(), **rates):
     case = Case("resnet:18", 224, 8, 1000, "bfloat16")
-    made = measure_step.Measurement(case, flops=2e9, params=5)
-    for library, each in rates.items():
+    measurement = measure_step.Measurement(case, flops=2e9, params=5)
+    for library, speeds in rates.items():
         free = 1.0 if library in starved else 2.0
-        made.timings[library] = series([burst(rate, free) for rate in each])
-        told = {"params": 5, "bytes_accessed": 1e9, "note": "a note", "device": "D"}
-        made.descriptions[library], made.memory[library] = told, 2**20
-    made.peak = {"ours": product(3e11), "torch": product(4e11)}
-    made.bandwidth = product(1e10)
-    return made
+        measurement.timings[library] = series([burst(rate, free) for rate in speeds])
+        description = {"params": 5, "bytes_accessed": 1e9, "note": "a note", "device": "D"}
+        measurement.descriptions[library], measurement.memory[library] = description, 2**20
+    measurement.peak = {"ours": product(3e11), "torch": product(4e11)}
+    measurement.bandwidth = product(1e10)
+    return measurement
 
 
 def test_ratios_are_of_one_repeat_and_shares_of_the_faster_peak():
-    one = found(ours=[40.0, 44.0, 36.0], torch=[20.0, 20.0, 24.0])
-    one.absent["keras"] = "not installed"
-    keras, torch = measure_step.items(one, "cpu")
+    measurement = found(ours=[40.0, 44.0, 36.0], torch=[20.0, 20.0, 24.0])
+    measurement.absent["keras"] = "not installed"
+    keras, torch = measure_step.items(measurement, "cpu")
     assert torch.measured.each == pytest.approx((2.0, 2.2, 1.5))
     assert (torch.target, torch.aim, torch.met) == (1.05, 1.2, True)
     assert keras.measured == "not installed"
-    assert one.share_of_peak("ours") == pytest.approx(40 * 2e9 / 4e11)
-    assert one.share_of_bandwidth() == pytest.approx(1e9 * 40 / 8 / 1e10)
+    assert measurement.share_of_peak("ours") == pytest.approx(40 * 2e9 / 4e11)
+    assert measurement.share_of_bandwidth() == pytest.approx(1e9 * 40 / 8 / 1e10)
 
 
 def test_on_a_gpu_there_are_floors():
@@ -302,10 +302,10 @@ def test_on_a_gpu_there_are_floors():
 
 
 def test_peer_with_another_number_of_values_is_refused():
-    one = found(ours=[1.0], torch=[1.0])
-    one.descriptions["torch"]["params"] = 6
+    measurement = found(ours=[1.0], torch=[1.0])
+    measurement.descriptions["torch"]["params"] = 6
     with pytest.raises(process.PeerEnded, match="trains 6 values, ours 5"):
-        measure_step.check_params(one)
+        measure_step.check_params(measurement)
 
 
 def test_process_that_cannot_start_says_why():
@@ -313,15 +313,15 @@ def test_process_that_cannot_start_says_why():
         step_workers.worker("ours", Case("vgg:Z", 32, 2, 10, "float32"), None, "cpu")
 
 
-def page_of(one, platform, repeats):
+def page_of(measurement, platform, repeats):
     args = argparse.Namespace(repeats=repeats, steps=None)
-    return measure_step.report([one], None, platform, "a device", args).markdown()
+    return measure_step.report([measurement], None, platform, "a device", args).markdown()
 
 
 def test_page_has_the_rates_and_what_was_not_measured():
-    one = found(ours=[40.0, 36.0, 45.0], keras=[20.0, 20.0, 24.0])
-    one.absent["torch"] = "not installed"
-    body = page_of(one, "cpu", repeats=3)
+    measurement = found(ours=[40.0, 36.0, 45.0], keras=[20.0, 20.0, 24.0])
+    measurement.absent["torch"] = "not installed"
+    body = page_of(measurement, "cpu", repeats=3)
     assert "| resnet:18@224x8 | ours | 40.0 | 36.0 | 45.0 | 80 | 20% | 1 |" in body
     assert "| resnet:18@224x8 over PyTorch | 1.05 (1.2) | not installed |  |" in body
     assert "- resnet:18@224x8: Keras by a note" in body
@@ -329,52 +329,55 @@ def test_page_has_the_rates_and_what_was_not_measured():
 
 def test_peer_that_was_starved_gives_no_ratio_anywhere():
     """It once had one of two cores, and ours was shown as 4.1 times as fast."""
-    one = found(ours=[41.0, 41.0], torch=[10.0, 10.0], starved=("torch",))
-    _, floor = items = measure_step.items(one, "gpu")
+    measurement = found(ours=[41.0, 41.0], torch=[10.0, 10.0], starved=("torch",))
+    _, floor = items = measure_step.items(measurement, "gpu")
     assert isinstance(items[0].measured, NotTrusted)
     assert (items[0].met, items[0].by_core_time) == (None, None)
     assert isinstance(floor.measured, Ratio)  # only ours is judged there
-    body = page_of(one, "gpu", repeats=2)
+    body = page_of(measurement, "gpu", repeats=2)
     assert "|  | PyTorch | not trusted | 10.0 | 10.0 |  |  | 1 |" in body
     assert "| resnet:18@224x8 over PyTorch | 1.15 | not trusted |  |" in body
     assert "- resnet:18@224x8: PyTorch: not trusted: other programs or the host left it" in body
     assert "4.1" not in body
-    told = json.loads(json.dumps([one, items], default=frame.as_json))
-    torch = told[0]["libraries"]["torch"]
+    document = json.loads(json.dumps([measurement, items], default=frame.as_json))
+    torch = document[0]["libraries"]["torch"]
     assert (torch["trusted"], torch["images_per_s"], torch["flops"]) == (False, None, None)
-    assert [each["free"] for each in torch["timings"]] == [1.0, 1.0]
-    assert told[0]["libraries"]["ours"]["images_per_s"] == 41
-    assert told[1][0]["measured"] is None
-    one = found(ours=[41.0, 41.0], torch=[10.0, 10.0], starved=("ours",))
-    assert [item.met for item in measure_step.items(one, "gpu")] == [None, None]
+    assert [timing["free"] for timing in torch["timings"]] == [1.0, 1.0]
+    assert document[0]["libraries"]["ours"]["images_per_s"] == 41
+    assert document[1][0]["measured"] is None
+    measurement = found(ours=[41.0, 41.0], torch=[10.0, 10.0], starved=("ours",))
+    assert [item.met for item in measure_step.items(measurement, "gpu")] == [None, None]
 
 
 def test_peak_that_was_starved_gives_no_share():
-    one = found(ours=[40.0], torch=[40.0])
-    one.peak["torch"] = product(2e11, free=1.0)  # it may be the faster one by right
-    assert one.share_of_peak("ours") is None
-    assert "large product: JAX 300 GFLOP/s, PyTorch not trusted" in measure_step._notes([one])[0]
-    one.bandwidth = product(1e10, free=1.0)
-    assert one.share_of_bandwidth() is None
+    measurement = found(ours=[40.0], torch=[40.0])
+    measurement.peak["torch"] = product(2e11, free=1.0)  # it may be the faster one by right
+    assert measurement.share_of_peak("ours") is None
+    assert (
+        "large product: JAX 300 GFLOP/s, PyTorch not trusted"
+        in measure_step._notes([measurement])[0]
+    )
+    measurement.bandwidth = product(1e10, free=1.0)
+    assert measurement.share_of_bandwidth() is None
 
 
 def forms(**seconds):
     """Form -> the series of these seconds a step, on a GPU."""
     return {
-        form: series([Timing(3000, 3000 * s, 1.0, 1, 2.0, 100, waits=True) for s in each])
-        for form, each in seconds.items()
+        form: series([Timing(3000, 3000 * s, 1.0, 1, 2.0, 100, waits=True) for s in times])
+        for form, times in seconds.items()
     }
 
 
 def test_seeds_at_once_are_judged_on_a_gpu_alone():
     seconds = forms(one=(1e-3, 1.2e-3), together=(2e-3, 2.4e-3), deterministic=(1.5e-3, 1.8e-3))
     runs = Runs(5, 30, seconds, {}, cpu=False)
-    whole, five = runs.items()
-    assert (whole.target, whole.met) == (1, True)
-    assert whole.measured.each == pytest.approx((64 / 90, 76.8 / 90))
+    duration, five = runs.items()
+    assert (duration.target, duration.met) == (1, True)
+    assert duration.measured.each == pytest.approx((64 / 90, 76.8 / 90))
     assert (five.target, five.met) == (3, True)
     assert five.measured.each == pytest.approx((2.0, 2.0))
-    assert [item.name for item in replace(runs, seeds=4).items()] == [whole.name]
+    assert [item.name for item in replace(runs, seeds=4).items()] == [duration.name]
     assert replace(runs, cpu=True).items() == []
     assert runs.notes[2].endswith("1.50 [1.50, 1.50] of one's time")
     wild = replace(runs, timings=seconds | forms(one=(1e-3, 1.4e-3)))
@@ -387,8 +390,8 @@ def test_seeds_at_once_are_judged_on_a_gpu_alone():
 def test_form_that_fails_is_told_and_loses_no_other():
     seconds = forms(one=(1e-3,), deterministic=(2e-3,))
     runs = Runs(5, 30, seconds, {"together": "no memory"}, cpu=False)
-    whole, five = runs.items()
-    assert (whole.met, five.met, five.measured) == (True, None, "no memory")
+    duration, five = runs.items()
+    assert (duration.met, five.met, five.measured) == (True, None, "no memory")
     assert runs.notes[1].endswith("5 seeds in one program: not measured: no memory")
     nothing = Runs(5, 0, {}, dict.fromkeys(step_runs.TITLES, "no GPU"), cpu=False)
     assert [item.met for item in nothing.items()] == [None, None]
@@ -401,15 +404,15 @@ def test_command_as_typed_is_measured_by_its_log_and_held_in_between(tmp_path, m
     monkeypatch.setattr(tempfile, "tempdir", None)
     tiny = ["--set", "model.width=0.0625", "--set", "model.arch=cifar_resnet:8"]
     with step_typed.Typed(256, tiny) as command:
-        one = command.burst(5)
-        held = command._steps()
+        first = command.burst(5)
+        steps = command._steps()
         time.sleep(0.5)
-        assert command._steps() <= held + 1  # one that was being written
-        two = command.burst(5)
-    for each in (one, two):
-        assert each.images == 128 * each.steps >= 5 * 128
-        assert each.seconds >= 2
-        assert each.core_seconds > 0
+        assert command._steps() <= steps + 1  # one that was being written
+        second = command.burst(5)
+    for timing in (first, second):
+        assert timing.images == 128 * timing.steps >= 5 * 128
+        assert timing.seconds >= 2
+        assert timing.core_seconds > 0
     assert not list(tmp_path.iterdir())
     assert command._process.poll() is not None
 
@@ -420,12 +423,14 @@ def test_command_that_ends_says_why():
 
 
 def test_command_as_typed_is_compared_with_its_step():
-    one = found(ours=[40.0], torch=[20.0], typed=[39.0])
-    del one.descriptions["typed"], one.memory["typed"]
-    _, typed = measure_step.items(one, "cpu")
+    measurement = found(ours=[40.0], torch=[20.0], typed=[39.0])
+    del measurement.descriptions["typed"], measurement.memory["typed"]
+    _, typed = measure_step.items(measurement, "cpu")
     assert (typed.target, typed.measured.median) == (0.97, pytest.approx(39 / 40))
     assert typed.title == "resnet:18@224x8 as typed over its bare step"
-    assert "| ours, as typed | 39.0 | 39.0 | 39.0 | 78 | 20% |  |" in page_of(one, "cpu", repeats=1)
+    assert "| ours, as typed | 39.0 | 39.0 | 39.0 | 78 | 20% |  |" in page_of(
+        measurement, "cpu", repeats=1
+    )
 
 
 @pytest.mark.slow
@@ -435,8 +440,8 @@ def test_trainings_of_runs_are_measured_in_turns():
     runs = step_runs.measure(2, 1, turns.append, images=40, **tiny)
     assert len(turns) >= 1 + len(step_runs.TITLES)
     assert (runs.seeds, runs.steps_a_dispatch, runs.cpu, runs.absent) == (2, 1, True, {})
-    for each in runs.timings.values():
-        assert all(one.images == one.steps >= 5 and one.seconds >= 2 for one in each.bursts)
+    for timings in runs.timings.values():
+        assert all(t.images == t.steps >= 5 and t.seconds >= 2 for t in timings.bursts)
 
 
 class StandIn:
@@ -464,10 +469,10 @@ class StandIn:
     def __exit__(self, *exception):
         pass
 
-    def ask(self, what, steps=0):
-        if what == "memory":
+    def ask(self, question, steps=0):
+        if question == "memory":
             return 2**20
-        if what in ("product", "copy"):
+        if question in ("product", "copy"):
             return Peak(1e12, Timing(5e12, 5.0, 10.0, 2, 2.0, 5))
         self.asked.append((self.name, steps))
         seconds = steps * (1.0 if self.name == "ours" else 2.0)
@@ -491,8 +496,8 @@ def run(stand_ins, capsys):
     def run(*words):
         tiny = ["--arch", "cifar_resnet:8@16x2", "--width", "0.25", "--no-compiled"]
         assert cli.main(["bench", "step", *tiny, *words]) == 0
-        said = capsys.readouterr().out
-        return json.loads(said) if "--json" in words else said
+        output = capsys.readouterr().out
+        return json.loads(output) if "--json" in words else output
 
     return run
 
@@ -503,17 +508,17 @@ def test_runs_that_cannot_be_measured_lose_nothing_else(run, monkeypatch):
 
     monkeypatch.setattr(step_runs, "measure", fails)
     words = ["--repeats", "1", "--peer", "none", "--seeds", "3"]
-    told = run(*words, "--json")
-    assert told["runs"]["absent"]["one"] == "no 3 today"
-    assert told["cases"][0]["libraries"]["ours"]["images_per_s"] == 2
+    answer = run(*words, "--json")
+    assert answer["runs"]["absent"]["one"] == "no 3 today"
+    assert answer["cases"][0]["libraries"]["ours"]["images_per_s"] == 2
     assert "not measured: no 3 today" in run(*words)
 
 
 def test_a_peer_that_ends_after_its_bursts_loses_no_timing(run, monkeypatch):
-    def ask(self, what, steps=0):
-        if self.name == "torch" and what != "burst":
+    def ask(self, question, steps=0):
+        if self.name == "torch" and question != "burst":
             raise process.PeerEnded("torch ended")
-        return answer(self, what, steps)
+        return answer(self, question, steps)
 
     answer = StandIn.ask
     monkeypatch.setattr(StandIn, "ask", ask)
@@ -524,9 +529,9 @@ def test_a_peer_that_ends_after_its_bursts_loses_no_timing(run, monkeypatch):
 
 
 def test_libraries_take_turns(run):
-    told = run("--repeats", "2", "--json")
+    answer = run("--repeats", "2", "--json")
     assert StandIn.asked == [("ours", 5), ("torch", 5), ("torch", 5), ("ours", 5)]
-    torch, keras = sorted(told["items"], key=lambda item: item["measured"] is None)
+    torch, keras = sorted(answer["items"], key=lambda item: item["measured"] is None)
     assert torch["each"] == [2.0, 2.0]
     assert keras["not_measured"] == "no Keras today"
 
@@ -534,15 +539,15 @@ def test_libraries_take_turns(run):
 def test_starved_peer_is_measured_again_and_shown_as_not_trusted(run, monkeypatch, tmp_path):
     monkeypatch.setattr(StandIn, "starved", ("torch",))
     words, file = ["--repeats", "2", "--peer", "torch"], tmp_path / "page.md"
-    told = run(*words, "--json", "--page", str(file))
+    answer = run(*words, "--json", "--page", str(file))
     assert [name for name, _ in StandIn.asked].count("torch") == 12  # three times, in four rounds
-    (item,) = told["items"]
+    (item,) = answer["items"]
     assert (item["measured"], item["met"]) == (None, None)
     assert "left it 1.00 of 2 cores" in item["not_trusted"]
     assert "over PyTorch | 0.8 (1) | not trusted |  |" in file.read_text()
-    shown = run(*words)
-    assert "PyTorch: not trusted: other programs or the host left it 1.00 of 2 cores" in shown
-    assert "yes" not in shown
+    output = run(*words)
+    assert "PyTorch: not trusted: other programs or the host left it 1.00 of 2 cores" in output
+    assert "yes" not in output
 
 
 def test_peer_whose_faster_step_is_not_known_gives_no_ratio(run, monkeypatch):
@@ -554,11 +559,11 @@ def test_peer_whose_faster_step_is_not_known_gives_no_ratio(run, monkeypatch):
 
 def test_peer_that_is_not_installed_is_named(run, monkeypatch):
     monkeypatch.setattr(measure_step, "installed", lambda library: False)
-    shown = run("--repeats", "1", "--compiled")
+    output = run("--repeats", "1", "--compiled")
     peers = {"PyTorch": "peers", "torch.compile": "peers", "Keras": "jpeg,peers"}
     for title, extras in peers.items():
         how = f"pip install -e '.[{extras}]' in the checkout"
-        assert f"{title} not measured: not installed: {how}" in shown
+        assert f"{title} not measured: not installed: {how}" in output
 
 
 @pytest.mark.slow
@@ -566,8 +571,8 @@ def test_json_and_page_hold_what_was_measured(capsys, tmp_path):
     words = "--arch cifar_resnet:8@16x2 --width 0.25 --peer none --repeats 2 --json"
     page = tmp_path / "page.md"
     assert cli.main(["bench", "step", *words.split(), "--page", str(page)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    (case,) = told["cases"]
+    answer = json.loads(capsys.readouterr().out)
+    (case,) = answer["cases"]
     ours = case["libraries"]["ours"]
     assert case["case"]["classes"] == 10
     expected = recorded("cifar_resnet:8", 16, {"width": 0.25}).params
@@ -577,5 +582,5 @@ def test_json_and_page_hold_what_was_measured(capsys, tmp_path):
         assert timing["seconds"] >= 2
         assert timing["core_seconds"] > 0
     assert ours["trusted"] == (ours["images_per_s"] is not None)
-    assert told["items"] == []
+    assert answer["items"] == []
     assert "| cifar_resnet:8@16x2 width 0.25 | ours |" in page.read_text()

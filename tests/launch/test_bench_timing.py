@@ -15,77 +15,77 @@ from launch.bench.timing import Timing, in_turns, series
 
 def burst(rate: float = 100.0, free: float = 2.0, used: float = 2.0, **options) -> Timing:
     """Two seconds on a machine of two cores."""
-    told = {"core_seconds": 2 * used, "cores": 2, "free": free, "steps": 5} | options
-    return Timing(2 * rate, 2.0, **told)
+    fields = {"core_seconds": 2 * used, "cores": 2, "free": free, "steps": 5} | options
+    return Timing(2 * rate, 2.0, **fields)
 
 
 def subject(*bursts: Timing):
     """Gives the bursts one after another, the last one again and again; and how many it gave."""
-    given = itertools.chain(bursts, itertools.repeat(bursts[-1]))
-    asked = []
+    supply = itertools.chain(bursts, itertools.repeat(bursts[-1]))
+    measured = []
 
     def measure() -> Timing:
-        asked.append(next(given))
-        return asked[-1]
+        measured.append(next(supply))
+        return measured[-1]
 
-    return measure, asked
+    return measure, measured
 
 
 def judged(ours, theirs, repeats=3):
     """Series of both, the item of their ratio, and how many bursts each gave."""
-    (one, ours_asked), (two, theirs_asked) = subject(*ours), subject(*theirs)
-    found, absent = in_turns({"ours": one, "peer": two}, repeats, lambda said: None)
+    (own, own_bursts), (peer, peer_bursts) = subject(*ours), subject(*theirs)
+    results, absent = in_turns({"ours": own, "peer": peer}, repeats, lambda line: None)
     assert absent == {}
-    item = Item("a", "a over b", 0.8, ratios.compare(found["ours"], found["peer"]))
-    return found, item, (len(ours_asked), len(theirs_asked))
+    item = Item("a", "a over b", 0.8, ratios.compare(results["ours"], results["peer"]))
+    return results, item, (len(own_bursts), len(peer_bursts))
 
 
 def test_good_bursts_give_a_ratio_and_are_measured_once():
-    found, item, asked = judged([burst(120)], [burst(100)])
+    results, item, counts = judged([burst(120)], [burst(100)])
     assert item.measured == Ratio((1.2, 1.2, 1.2))
     assert item.met is True
-    assert asked == (3, 3)
-    assert [each.doubt for each in found.values()] == [None, None]
+    assert counts == (3, 3)
+    assert [result.doubt for result in results.values()] == [None, None]
 
 
 def test_starved_peer_is_measured_again_and_then_gives_no_ratio():
-    found, item, asked = judged([burst(410)], [burst(100, free=1.0, used=1.0)])
+    results, item, counts = judged([burst(410)], [burst(100, free=1.0, used=1.0)])
     assert item.measured == NotTrusted(
         "the peer: other programs or the host left it 1.00 of 2 cores "
         "(15 of 18 bursts were thrown away)"
     )
     assert item.met is None
     # Three tries of each of twice as many rounds, and no more.
-    assert asked == (6, 18)
-    assert found["ours"].doubt is None
-    assert len(found["peer"].again) == 15
-    told = item.to_json()
-    assert (told["measured"], told["met"]) == (None, None)
-    assert told["not_trusted"] == item.measured.why
-    assert "each" not in told
-    assert ratios.core_time_ratio(found["ours"], found["peer"]) is None
+    assert counts == (6, 18)
+    assert results["ours"].doubt is None
+    assert len(results["peer"].again) == 15
+    record = item.to_json()
+    assert (record["measured"], record["met"]) == (None, None)
+    assert record["not_trusted"] == item.measured.why
+    assert "each" not in record
+    assert ratios.core_time_ratio(results["ours"], results["peer"]) is None
 
 
 def test_peer_that_gets_its_cores_back_is_believed():
     starved = burst(50, free=1.5)
-    found, item, asked = judged([burst(120)], [starved, starved, burst(100)])
+    results, item, counts = judged([burst(120)], [starved, starved, burst(100)])
     assert item.measured == Ratio((1.2, 1.2, 1.2))
-    assert asked == (3, 5)
-    assert found["peer"].again == (starved, starved)
-    told = found["peer"].to_json()
-    assert (told["trusted"], told["measured_again"], len(told["timings"])) == (True, 2, 3)
-    assert {one["core_seconds"] for one in told["timings"]} == {4.0}
+    assert counts == (3, 5)
+    assert results["peer"].again == (starved, starved)
+    record = results["peer"].to_json()
+    assert (record["trusted"], record["measured_again"], len(record["timings"])) == (True, 2, 3)
+    assert {t["core_seconds"] for t in record["timings"]} == {4.0}
 
 
 def test_repeats_too_far_apart_are_measured_again_and_then_give_no_ratio():
     wild = [burst(rate) for rate in (100, 140, 100, 140, 100, 140)]
-    _, item, asked = judged([burst(120)], wild)
+    _, item, counts = judged([burst(120)], wild)
     assert isinstance(item.measured, NotTrusted)
     assert "its repeats are 1.40 times apart" in item.measured.why
-    assert asked == (6, 6)
-    _, item, asked = judged([burst(120)], [burst(rate) for rate in (100, 140, 100, 100, 100)])
+    assert counts == (6, 6)
+    _, item, counts = judged([burst(120)], [burst(rate) for rate in (100, 140, 100, 100, 100)])
     assert item.measured == Ratio((1.2, 1.2, 1.2))
-    assert asked == (5, 5)
+    assert counts == (5, 5)
     _, item, _ = judged([burst(120)], [burst(rate) for rate in (100, 130, 100)])
     assert isinstance(item.measured, Ratio)
 
@@ -93,14 +93,14 @@ def test_repeats_too_far_apart_are_measured_again_and_then_give_no_ratio():
 def test_burst_with_fewer_cores_than_at_best_is_measured_again():
     """A quota, or a host that does not tell what it takes: the system calls the cores free."""
     slow = burst(100, used=1.0)
-    found, _, asked = judged([burst(120)], [burst(100), slow, burst(100)])
-    assert asked == (3, 4)
-    assert found["peer"].again == (slow,)
+    results, _, counts = judged([burst(120)], [burst(100), slow, burst(100)])
+    assert counts == (3, 4)
+    assert results["peer"].again == (slow,)
     assert series([burst(100), slow]).doubt == "it had 1.00 cores, where it had 2.00 at best"
     # The best may come later than the burst that is doubted then.
-    _, item, asked = judged([burst(120)], [slow, burst(100)])
+    _, item, counts = judged([burst(120)], [slow, burst(100)])
     assert item.measured == Ratio((1.2, 1.2, 1.2))
-    assert asked == (4, 4)
+    assert counts == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -122,19 +122,19 @@ def test_burst_with_fewer_cores_than_at_best_is_measured_again():
     ],
 )
 def test_burst_by_itself(one, doubt):
-    found = series([one]).doubt
-    assert (found is None) if doubt is None else doubt in found
+    reason = series([one]).doubt
+    assert (reason is None) if doubt is None else doubt in reason
 
 
 def test_subject_that_ends_is_absent_and_loses_no_other():
     def ends() -> Timing:
         raise ChildProcessError("no peer today")
 
-    found, absent = in_turns(
-        {"ours": lambda: burst(), "peer": ends}, 2, lambda said: None, absent=(ChildProcessError,)
+    results, absent = in_turns(
+        {"ours": lambda: burst(), "peer": ends}, 2, lambda line: None, absent=(ChildProcessError,)
     )
     assert absent == {"peer": "no peer today"}
-    assert len(found["ours"].bursts) == 2
+    assert len(results["ours"].bursts) == 2
 
 
 def test_turns_go_forwards_and_backwards():
@@ -145,15 +145,15 @@ def test_turns_go_forwards_and_backwards():
         return burst()
 
     subjects = {name: (lambda name=name: measured(name)) for name in "abc"}
-    in_turns(subjects, 2, lambda said: None)
+    in_turns(subjects, 2, lambda line: None)
     assert "".join(order) == "abccba"
 
 
 def test_tables_show_what_is_not_trusted(capsys):
-    found, item, _ = judged([burst(410)], [burst(100, free=1.0)])
+    results, item, _ = judged([burst(410)], [burst(100, free=1.0)])
     titles = {"ours": "ours", "peer": "PyTorch"}
     items_on_screen, items_on_page = ratios.items_tables([item])
-    rates_on_screen, rates_on_page = ratios.rates_tables(found, titles)
+    rates_on_screen, rates_on_page = ratios.rates_tables(results, titles)
     rows = items_on_page.markdown().splitlines()[2:]
     assert rows == ["| a over b | 0.8 | not trusted |  |"]
     assert rates_on_page.markdown().splitlines()[2:] == [
@@ -163,11 +163,11 @@ def test_tables_show_what_is_not_trusted(capsys):
     console = frame.screen()
     console.print(rates_on_screen.rich())
     console.print(items_on_screen.rich())
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "PyTorch not trusted 100 100" in shown
-    assert "a over b 0.8 not trusted" in shown
-    assert "4.1" not in shown
-    assert ratios.doubts(found, titles) == [
+    output = " ".join(capsys.readouterr().out.split())
+    assert "PyTorch not trusted 100 100" in output
+    assert "a over b 0.8 not trusted" in output
+    assert "4.1" not in output
+    assert ratios.doubts(results, titles) == [
         "PyTorch: not trusted: other programs or the host left it 1.00 of 2 cores "
         "(15 of 18 bursts were thrown away)"
     ]
@@ -175,21 +175,21 @@ def test_tables_show_what_is_not_trusted(capsys):
 
 def test_timing_has_enough_steps_and_seconds(monkeypatch):
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.02)
-    done = []
+    calls = []
 
     def go(steps: int) -> None:
-        done.append(steps)
+        calls.append(steps)
         time.sleep(0.001 * steps)
 
-    found = timing.timed(go, images=8)
-    assert done[:2] == [1, 5]  # the warm-up, and what was too short
-    assert found.steps == done[-1] >= 5
-    assert found.seconds >= 0.02
-    assert found.images == 8 * found.steps
+    result = timing.timed(go, images=8)
+    assert calls[:2] == [1, 5]  # the warm-up, and what was too short
+    assert result.steps == calls[-1] >= 5
+    assert result.seconds >= 0.02
+    assert result.images == 8 * result.steps
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
-    done.clear()
+    calls.clear()
     assert timing.timed(go, images=1, steps=7).steps == 7
-    assert done == [1, 7]
+    assert calls == [1, 7]
 
 
 def stat(**cores: str) -> str:
@@ -226,13 +226,13 @@ def test_busy_seconds_are_those_of_the_usable_cores(tmp_path):
     ],
 )
 def test_cores_that_were_free_are_those_that_nobody_else_kept_busy(busy, spent, free, monkeypatch):
-    said, own, clock = iter(busy), iter(spent), iter((100.0, 102.0))
-    monkeypatch.setattr(timing, "busy_seconds", lambda cores: next(said))
+    readings, own, clock = iter(busy), iter(spent), iter((100.0, 102.0))
+    monkeypatch.setattr(timing, "busy_seconds", lambda cores: next(readings))
     monkeypatch.setattr(timing.os, "sched_getaffinity", lambda pid: {3, 5}, raising=False)
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    found = timing.Watch(lambda: next(own)).stop(30, 6)
-    assert (found.seconds, found.cores, found.free) == (2.0, 2, free)
-    assert (found.images, found.steps) == (30, 6)
+    result = timing.Watch(lambda: next(own)).stop(30, 6)
+    assert (result.seconds, result.cores, result.free) == (2.0, 2, free)
+    assert (result.images, result.steps) == (30, 6)
 
 
 def test_ended_childrens_processor_time_counts():
