@@ -72,7 +72,7 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
 
 @pytest.fixture
 def told(call: Callable[..., tuple[int, str, str]]) -> Callable[..., Any]:
-    """told(words): what a command that is done says with --json."""
+    """told(words): the JSON that a command prints, which must succeed."""
 
     def run(*words: object) -> Any:
         status, out, err = call(*words, "--json")
@@ -106,7 +106,7 @@ class SlurmCluster:
 
     def run(self, *words: str, check: bool = True, timeout: float = 60, **more: str) -> str:
         """What a program such as `sbatch` prints. more: environment variables."""
-        done = subprocess.run(
+        process = subprocess.run(
             words,
             env={**self.environment, **more},
             stdin=subprocess.DEVNULL,
@@ -115,8 +115,8 @@ class SlurmCluster:
             timeout=timeout,
             check=False,
         )
-        assert not check or done.returncode == 0, f"{words}: {done.stderr}"
-        return done.stdout
+        assert not check or process.returncode == 0, f"{words}: {process.stderr}"
+        return process.stdout
 
     def cnn_depth(
         self, *words: str, timeout: float = 600, **more: str
@@ -143,26 +143,26 @@ class SlurmCluster:
         text = self.run("scontrol", "show", "job", "-o", job)
         return dict(word.partition("=")[::2] for word in text.split() if "=" in word)
 
-    def until(self, ready: Callable[[], object], what: str, seconds: float = 120) -> None:
-        """Waits until `ready()`; fails with `what` and the queue after so many seconds."""
+    def until(self, ready: Callable[[], object], awaited: str, seconds: float = 120) -> None:
+        """Waits until `ready()`; fails with `awaited` and the queue after so many seconds."""
         end = time.monotonic() + seconds
         while not ready():
-            assert time.monotonic() < end, f"{what}: not within {seconds:g} s\n" + self.run(
+            assert time.monotonic() < end, f"{awaited}: not within {seconds:g} s\n" + self.run(
                 "squeue", "-r", "-t", "all"
             )
             time.sleep(0.2)
 
     def until_over(self, *jobs: str, seconds: float = 120) -> dict[str, str]:
         """Waits until all of these have ended for good; their states by id."""
-        found: dict[str, str] = {}
+        states: dict[str, str] = {}
 
         def over() -> bool:
             for job in jobs:
-                found.update(self.states(job))
-            return all(state in OVER.split() for state in found.values())
+                states.update(self.states(job))
+            return all(state in OVER.split() for state in states.values())
 
         self.until(over, f"the end of {', '.join(jobs)}", seconds)
-        return found
+        return states
 
     def start_node(self, node: str) -> None:
         """Starts the daemon of a node (`n1`) again."""
@@ -225,13 +225,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     with (folder / "slurm.lock").open("a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.seek(0)
-        told = lock.read()
-        if not told:
-            told = _start(os.getppid() if several else os.getpid())
-            lock.write(told)
-    if told.startswith("skip: "):
-        pytest.skip(told.removeprefix("skip: "))
-    assert not told.startswith("fail: "), told
-    yield SlurmCluster(Path(told) / "slurm.conf")
+        outcome = lock.read()
+        if not outcome:
+            outcome = _start(os.getppid() if several else os.getpid())
+            lock.write(outcome)
+    if outcome.startswith("skip: "):
+        pytest.skip(outcome.removeprefix("skip: "))
+    assert not outcome.startswith("fail: "), outcome
+    yield SlurmCluster(Path(outcome) / "slurm.conf")
     if not several:
-        subprocess.run(["bash", SCRIPT, "stop", told], check=True, timeout=120)
+        subprocess.run(["bash", SCRIPT, "stop", outcome], check=True, timeout=120)

@@ -13,7 +13,7 @@ from launch import api
 
 
 def test_keywords_become_the_words_of_the_command():
-    given = {
+    keywords = {
         "rows": ["a-*", "b"],
         "seeds": 3,
         "zip": True,
@@ -24,7 +24,7 @@ def test_keywords_become_the_words_of_the_command():
         "schedule__milestones": (0.5, 0.75),
         "runs": Path("there"),
     }
-    assert api._words("sweep", given) == [
+    assert api._words("sweep", keywords) == [
         *("--rows", "a-*", "b", "--seeds", "3", "--zip", "--grid", "schedule.lr=0.01,0.1"),
         *("--set", "data.pad=1", "--set", "train.epochs=2"),
         *("--set", "schedule.milestones=0.5,0.75", "--runs", "there"),
@@ -68,10 +68,10 @@ def test_frames_hold_what_the_verbs_print(study, told, tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(api, "print", lambda line, **_: lines.append(line), raising=False)
     swept = api.sweep(study, rows=["shallow"], runs=runs, train__steps=3)
-    said = "".join(lines)
-    assert "[1/1] shallow: test error" in said
-    assert "\x1b" not in said
-    assert "\r" not in said
+    output = "".join(lines)
+    assert "[1/1] shallow: test error" in output
+    assert "\x1b" not in output
+    assert "\r" not in output
     assert len(lines) < 20
 
     words = [study, "--rows", "shallow", "--set", "train.steps=3", "--runs", runs]
@@ -87,11 +87,11 @@ def test_frames_hold_what_the_verbs_print(study, told, tmp_path, monkeypatch):
 
 def test_a_tables_frame_is_the_csv_of_its_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = api.table("vgg-2")  # parameters, which are counted: nothing is trained
+    frame = api.table("vgg-2")  # parameters, which are counted: nothing is trained
     (written,) = tmp_path.glob("runs/reports/*/vgg-2.csv")
-    as_csv = pandas.read_csv(io.StringIO(found.to_csv(index=False)))
+    as_csv = pandas.read_csv(io.StringIO(frame.to_csv(index=False)))
     pandas.testing.assert_frame_equal(as_csv, pandas.read_csv(written))
-    assert found["printed"].notna().all()
+    assert frame["printed"].notna().all()
 
 
 def test_what_is_wrong_is_raised_in_one_line(tmp_path, capfd):

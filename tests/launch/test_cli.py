@@ -30,8 +30,8 @@ def run_in_process_of_its_own(fresh_python, words: list[str]) -> tuple[int, set[
         "except SystemExit as leave: status = leave.code\n"
         f"print('STATUS', status, *[name for name in {HEAVY!r} if name in sys.modules])\n"
     )
-    done = fresh_python("-c", code)
-    *_, last = [line for line in done.stdout.splitlines() if line.startswith("STATUS")]
+    process = fresh_python("-c", code)
+    *_, last = [line for line in process.stdout.splitlines() if line.startswith("STATUS")]
     _, status, *heavy = last.split()
     return int(status), set(heavy)
 
@@ -72,24 +72,24 @@ def test_help_imports_nothing_heavy(fresh_python, words):
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_a_verb_shows_an_example_and_imports_nothing_heavy(fresh_python, verb, capsys):
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         cli.main([verb, "--help"])
-    assert left.value.code == 0
-    shown = capsys.readouterr().out
-    assert "example" in shown
-    assert f"\n  cnn-depth {verb}" in shown
+    assert raised.value.code == 0
+    output = capsys.readouterr().out
+    assert "example" in output
+    assert f"\n  cnn-depth {verb}" in output
     status, heavy = run_in_process_of_its_own(fresh_python, [verb, "--help"])
     assert (status, heavy) == (0, set())
 
 
 def test_help_lists_every_verb(capsys):
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         cli.main(["--help"])
-    assert left.value.code == 0
-    shown = capsys.readouterr().out
+    assert raised.value.code == 0
+    output = capsys.readouterr().out
     for name, summary in cli.VERBS.items():
-        assert f"  {name} " in shown
-        assert summary in shown
+        assert f"  {name} " in output
+        assert summary in output
 
 
 def test_no_verb_at_all_shows_the_help_and_fails(capsys):
@@ -176,7 +176,7 @@ def test_reader_that_leaves_early_is_no_traceback():
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_full_stdout_is_one_line_and_no_success(words, unbuffered):
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "launch", *words],
             stdout=full,
             stderr=subprocess.PIPE,
@@ -184,20 +184,23 @@ def test_full_stdout_is_one_line_and_no_success(words, unbuffered):
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
             cwd=ROOT,
         )
-    said = "cnn-depth: error: standard output can't be written: No space left on device\n"
+    message = "cnn-depth: error: standard output can't be written: No space left on device\n"
     # argparse leaves out what it can't write; without a buffer nothing else is left to fail.
     if (words, unbuffered) != (["--help"], "1"):
-        assert (done.returncode, done.stderr) == (2, said)
+        assert (process.returncode, process.stderr) == (2, message)
 
 
 def test_closed_stdout_is_one_line_and_no_success():
-    done = subprocess.run(
+    process = subprocess.run(
         ["sh", "-c", 'exec "$0" -m launch list >&-', sys.executable],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
     )
-    assert (done.returncode, done.stderr) == (2, "cnn-depth: error: standard output is closed\n")
+    assert (process.returncode, process.stderr) == (
+        2,
+        "cnn-depth: error: standard output is closed\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,8 +211,8 @@ def test_file_that_a_disk_does_not_take_is_one_message_and_status_2(
     number, words, monkeypatch, call
 ):
     fake_verb(monkeypatch, raising(OSError(number, os.strerror(number), "reports/x.md")))
-    said = f"cnn-depth: error: reports/x.md can't be written: {words}\n"
-    assert call("fake") == (2, "", said)
+    message = f"cnn-depth: error: reports/x.md can't be written: {words}\n"
+    assert call("fake") == (2, "", message)
 
 
 def test_alarms_about_slow_compilations_stay_out_of_what_a_verb_shows(fresh_python):
@@ -227,8 +230,8 @@ def test_alarms_about_slow_compilations_stay_out_of_what_a_verb_shows(fresh_pyth
         "module.main = main\n"
         "import os; os.environ.pop('TF_CPP_MIN_LOG_LEVEL')\n" + ENTRY
     )
-    done = fresh_python("-c", code, JAX_ENABLE_COMPILATION_CACHE="false")
-    assert (done.returncode, done.stderr) == (0, "")
+    process = fresh_python("-c", code, JAX_ENABLE_COMPILATION_CACHE="false")
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_broken_pipe_elsewhere_is_a_bug(monkeypatch):
@@ -240,9 +243,9 @@ def test_broken_pipe_elsewhere_is_a_bug(monkeypatch):
 
 
 def test_module_is_the_same_program(fresh_python):
-    done = fresh_python("-m", "launch", "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith("usage: cnn-depth VERB")
+    process = fresh_python("-m", "launch", "--help")
+    assert process.returncode == 0
+    assert process.stdout.startswith("usage: cnn-depth VERB")
 
 
 def test_figures_are_drawn_whatever_backend_a_notebook_set(fresh_python):
@@ -253,9 +256,9 @@ def test_figures_are_drawn_whatever_backend_a_notebook_set(fresh_python):
         "from experiments.report.figures import Canvas, Figure\n"
         "print(len(Figure('a', 'A', [], Canvas(1)).svg))\n"
     )
-    done = fresh_python("-c", code, MPLBACKEND="module://matplotlib_inline.backend_inline")
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 1000
+    process = fresh_python("-c", code, MPLBACKEND="module://matplotlib_inline.backend_inline")
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) > 1000
 
 
 def command_lines():
@@ -306,8 +309,8 @@ def test_a_verb_that_computes_has_the_memory_pages_of_sweeps(verb, given, expect
     environment |= {"SEEN": str(tmp_path / "seen"), "PYTHONPATH": str(ROOT)}
     environment |= {} if given is None else {"GLIBC_TUNABLES": given}
     command = [sys.executable, "-m", "launch", verb, str(tmp_path / "study.py")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (tmp_path / "seen").read_text() == expected, done.stderr
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (tmp_path / "seen").read_text() == expected, process.stderr
 
 
 def test_help_of_a_verb_that_computes_starts_nothing_anew(monkeypatch):

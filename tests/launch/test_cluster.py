@@ -200,13 +200,13 @@ def test_dry_run_shows_graph_and_scripts_where_there_is_no_slurm(study, tmp_path
     words = ["sweep", study, "--backend", "slurm", "--dry-run", "--runs", str(folder)]
     words += ["--max-parallel", "1", "--time", "1:00:00", "--sbatch", "mem=1G", "--json"]
     assert cli.main(words) == 0
-    told = json.loads(capsys.readouterr().out)
-    first, second = told["arrays"]
+    answer = json.loads(capsys.readouterr().out)
+    first, second = answer["arrays"]
     assert first["rows"] == ["shallow", "deep"]  # the one that others wait for comes first
     assert second["rows"] == ["one seeded", "two seeded"]
     assert (first["after"], second["after"]) == (None, first["runs"][0])
-    given = set(re.findall(r"(?m)^#SBATCH --(.*)$", first["script"]))
-    assert given >= {
+    options = set(re.findall(r"(?m)^#SBATCH --(.*)$", first["script"]))
+    assert options >= {
         "array=0-1%1",
         "kill-on-invalid-dep=yes",
         "mem=1G",
@@ -217,7 +217,7 @@ def test_dry_run_shows_graph_and_scripts_where_there_is_no_slurm(study, tmp_path
         "signal=USR2@120",
         "time=1:00:00",
     }
-    assert not any(option.startswith(("dependency", "wckey", "partition")) for option in given)
+    assert not any(option.startswith(("dependency", "wckey", "partition")) for option in options)
     assert "#SBATCH --dependency=afterok:JOB-OF-shallow" in second["script"]
     assert not folder.exists()  # nothing was made
 
@@ -250,8 +250,8 @@ def test_script_asks_for_what_the_file_says_and_is_a_shell_script(tmp_path):
     own = [number for number, line in enumerate(lines) if line.startswith("export PYTHONPATH=")]
     assert lines.index("module load cuda") < own[0]  # what a module sets comes after ours
     assert 'export GLIBC_TUNABLES="${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}"' in lines
-    done = subprocess.run(["/bin/bash", "-n"], input=text, text=True, capture_output=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = subprocess.run(["/bin/bash", "-n"], input=text, text=True, capture_output=True)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_zero_is_a_value_of_an_option_of_sbatch(tmp_path):
@@ -326,8 +326,8 @@ def test_what_slurm_has_already_is_not_submitted_again_and_is_waited_for(item, t
 @pytest.mark.parametrize("file", ["cancelled", "failed"])
 def test_job_that_is_ending_does_not_count(item, tmp_path, file):
     ending = item("a", job={"job": "12"}, **{file: {"reason": "", "time": 0.0, "by": "me"}})
-    there = queued("12", state="COMPLETING")
-    assert arrays(slurm.sort_out([ending], there, tmp_path)) == [("", ["a"])]
+    queue = queued("12", state="COMPLETING")
+    assert arrays(slurm.sort_out([ending], queue, tmp_path)) == [("", ["a"])]
 
 
 def test_row_that_diverged_and_those_it_seeds_are_left_out(item, tmp_path):
@@ -336,16 +336,16 @@ def test_row_that_diverged_and_those_it_seeds_are_left_out(item, tmp_path):
     items = [failed, item("b", "a"), item("c", "b"), lost]
     plan = slurm.sort_out(items, {}, tmp_path)
     assert arrays(plan) == [("", ["lost"])]
-    told = "row a failed, and would again: NaN at step 3"
-    assert plan.left == {"a": told, "b": told, "c": told}
+    reason = "row a failed, and would again: NaN at step 3"
+    assert plan.left == {"a": reason, "b": reason, "c": reason}
 
 
 def test_seed_that_a_local_process_trains_is_an_error_of_the_row_it_seeds(item, tmp_path):
     seed, row = item("a"), item("b", "a")
     with seed.run.lock():
         assert "is being trained by process" in slurm.sort_out([seed], {}, tmp_path).left["a"]
-        told = r"row b starts from row a, which is neither .*: row a is being trained by process"
-        with pytest.raises(SlurmError, match=told):
+        message = r"row b starts from row a, which is neither .*: row a is being trained by process"
+        with pytest.raises(SlurmError, match=message):
             slurm.sort_out([seed, row], {}, tmp_path)
         with pytest.raises(SlurmError, match=r"row b starts from the run a, .* being trained by"):
             slurm.sort_out([row], {}, tmp_path)
@@ -354,11 +354,11 @@ def test_seed_that_a_local_process_trains_is_an_error_of_the_row_it_seeds(item, 
 
 
 def test_run_that_slurm_will_train_is_not_started_here(item, monkeypatch):
-    given = item("a", job={"backend": "slurm", "job": "12_3"})
-    other = item("b", job={"backend": "local"})
+    submitted = item("a", job={"backend": "slurm", "job": "12_3"})
+    local = item("b", job={"backend": "local"})
     jobs = [
-        SimpleNamespace(run=one.run, name=one.name, tests=(), seeding=None)
-        for one in (given, other)
+        SimpleNamespace(run=row.run, name=row.name, tests=(), seeding=None)
+        for row in (submitted, local)
     ]
     monkeypatch.setattr(slurm, "queue", lambda items: queued("12_3"))
     with pytest.raises(backend.BackendError, match=r"row a is Slurm's job 12_3: .*cancel a`"):
@@ -385,8 +385,10 @@ def follow(item, monkeypatch):
             jobs[name] = Finishes(**vars(job))
         monkeypatch.setattr(squeue, "recent_jobs", lambda users: queue)
         events = []
-        told = backend.Follower(list(jobs.values()), lambda job, e: events.append((job.name, e)))
-        return told, events
+        follower = backend.Follower(
+            list(jobs.values()), lambda job, e: events.append((job.name, e))
+        )
+        return follower, events
 
     return start
 

@@ -54,12 +54,12 @@ def place(tmp_path_factory):
 
 def environment(place, shell):
     path = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    kept = {"PATH": path, "CNN_DEPTH_RUNS": str(place / "kept"), "SCRIPT": str(place / shell)}
-    return {**kept, "HOME": str(place), "TERM": "dumb", "LC_ALL": "C.UTF-8"}
+    variables = {"PATH": path, "CNN_DEPTH_RUNS": str(place / "kept"), "SCRIPT": str(place / shell)}
+    return {**variables, "HOME": str(place), "TERM": "dumb", "LC_ALL": "C.UTF-8"}
 
 
 def run(place, shell, *words):
-    done = subprocess.run(
+    process = subprocess.run(
         [shell, *words],
         cwd=place,
         env=environment(place, shell),
@@ -68,8 +68,8 @@ def run(place, shell, *words):
         text=True,
         timeout=SECONDS,
     )
-    assert not done.stderr
-    return {line.split("\t")[0].strip() for line in done.stdout.splitlines()}
+    assert not process.stderr
+    return {line.split("\t")[0].strip() for line in process.stdout.splitlines()}
 
 
 def of_bash(place, text):
@@ -97,11 +97,11 @@ def of_zsh(place, text):
     try:
         setup = "fpath=(functions $fpath); autoload -U compinit; compinit -u -D; echo REA''DY\n"
         os.write(terminal, setup.encode())
-        until(terminal, lambda said: "READY\r" in said)
+        until(terminal, lambda output: "READY\r" in output)
         os.write(terminal, f"{text}\t".encode())
         offered, _ = TYPED[text]
-        said = until(terminal, lambda said: all(word in said for word in offered))
-        return set(said.split())
+        output = until(terminal, lambda output: all(word in output for word in offered))
+        return set(output.split())
     finally:
         process.kill()
         process.wait()
@@ -110,12 +110,12 @@ def of_zsh(place, text):
 
 def until(terminal, enough):
     """What a terminal shows until it is enough."""
-    said, end = "", time.monotonic() + SECONDS
-    while not enough(said):
+    output, end = "", time.monotonic() + SECONDS
+    while not enough(output):
         ready, _, _ = select.select([terminal], [], [], max(0.0, end - time.monotonic()))
-        assert ready, f"the shell shows only {said!r}"
-        said += os.read(terminal, 4096).decode(errors="replace")
-    return said
+        assert ready, f"the shell shows only {output!r}"
+        output += os.read(terminal, 4096).decode(errors="replace")
+    return output
 
 
 @pytest.mark.parametrize("text", TYPED)
@@ -124,9 +124,9 @@ def test_shells_complete_what_is_typed(place, shell, text):
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     offered, others = TYPED[text]
-    found = {"bash": of_bash, "fish": of_fish, "zsh": of_zsh}[shell](place, text)
-    assert offered <= found
-    assert not others & found
+    completions = {"bash": of_bash, "fish": of_fish, "zsh": of_zsh}[shell](place, text)
+    assert offered <= completions
+    assert not others & completions
     assert not (place / "started").exists()  # Tab is instant
 
 

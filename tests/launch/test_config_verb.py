@@ -19,8 +19,8 @@ STUDIES = [*configs.names(), *(f"vgg:profile={profile}" for profile in PROFILES)
 def identities(spec: str, overrides=None) -> dict[str, str]:
     """Row -> identity of its run."""
     study = configs.read(spec)
-    wanted = {row.name: range(1) for row in study.rows}
-    jobs = graph.jobs(study, wanted, overrides or {}, Path(), find=lambda c: IMAGES, check=False)
+    requested = {row.name: range(1) for row in study.rows}
+    jobs = graph.jobs(study, requested, overrides or {}, Path(), find=lambda c: IMAGES, check=False)
     return {job.row: job.run.id for job in jobs.values()}
 
 
@@ -30,10 +30,10 @@ def test_a_written_row_is_the_same_run(spec, tmp_path):
     file = tmp_path / "written.py"
     for row in study.rows:
         chain = writing.resolved(study, row.name, {})
-        for whole in (False, True):
-            file.write_text(writing.study_file(study, chain, "cnn-depth", file.name, whole))
-            found = identities(str(file))
-            assert list(found.values()) == [expected[name] for name, _ in chain], row.name
+        for full in (False, True):
+            file.write_text(writing.study_file(study, chain, "cnn-depth", file.name, full))
+            ids = identities(str(file))
+            assert list(ids.values()) == [expected[name] for name, _ in chain], row.name
             if row.seed_from is None:
                 assert len(configs.read(str(file)).rows) == 1
 
@@ -53,10 +53,10 @@ def test_a_changed_row_is_written_with_its_changes_and_the_command(tmp_path, cal
         "\n", " "
     )
     status, out, _ = call("config", *words[:-4], "--set", "train.steps=7", "--json")
-    told = json.loads(out)
-    assert (status, told["row"], told["seed_from"]) == (0, "D seeded", "A")
-    assert told["config"]["train.steps"] == 7
-    assert "data.path" not in told["config"]
+    answer = json.loads(out)
+    assert (status, answer["row"], answer["seed_from"]) == (0, "D seeded", "A")
+    assert answer["config"]["train.steps"] == 7
+    assert "data.path" not in answer["config"]
 
 
 def test_all_shows_every_key_that_can_be_set(call):

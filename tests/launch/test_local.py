@@ -42,7 +42,7 @@ def run(monkeypatch):
     out of the run's folder.
     """
 
-    def one(jobs, outcome):
+    def run_jobs(jobs, outcome):
         launched, heard = [], []
 
         def launch(job, slot, events, processes):
@@ -60,7 +60,7 @@ def run(monkeypatch):
         failed = local.run(jobs, ["a slot"], lambda job, event: heard.append((job.name, event)))
         return failed, launched, heard
 
-    return one
+    return run_jobs
 
 
 def test_seeds_come_before_what_they_seed(run):
@@ -77,7 +77,7 @@ def test_nothing_below_a_failed_seed_is_launched(run):
     assert launched == ["d"]
     assert set(failed) == {"a", "b", "c"}
     assert failed["c"] == "its seeding run, b, failed"
-    assert not any(local.can_run(one) for one in (a, b, c))
+    assert not any(local.can_run(job) for job in (a, b, c))
 
 
 def test_seed_that_could_not_be_tested_still_seeds(run):
@@ -89,16 +89,16 @@ def test_seed_that_could_not_be_tested_still_seeds(run):
 
 
 def test_run_whose_folder_can_not_be_used_stops_no_other(run):
-    said = "run.json can't be read"
+    reason = "run.json can't be read"
 
     def outcome(job):
         if job.name == "broken":
-            raise RunError(said)
+            raise RunError(reason)
         return "done"
 
     failed, _, heard = run([job("broken"), job("whole")], outcome)
-    assert failed == {"broken": said}
-    assert ("broken", {"event": "failed", "reason": said}) in heard
+    assert failed == {"broken": reason}
+    assert ("broken", {"event": "failed", "reason": reason}) in heard
     assert ("whole", {"event": "finished"}) in heard
 
 

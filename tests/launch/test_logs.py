@@ -26,12 +26,12 @@ def run(tmp_path):
 def printed(run, capfdbinary):
     """printed(*options): exit status, and what was written to standard output and error."""
 
-    def one(*words):
+    def print_logs(*words):
         status = cli.main(["logs", "A", "--runs", str(run.folder.parent), *words])
         captured = capfdbinary.readouterr()
         return status, captured.out, captured.err.decode()
 
-    return one
+    return print_logs
 
 
 @pytest.mark.parametrize("lines", [0, 1, 2, 99, 100, 101, 5000])
@@ -59,8 +59,8 @@ def test_tail_of_a_huge_file_reads_its_end_only(tmp_path):
         os.truncate(file.fileno(), 1 << 36)  # a hole of 64 GiB
         file.seek(0, os.SEEK_END)
         file.write(b"\nlast but one\nlast\n")
-    found, size = logs.tail(tmp_path / "log", 2)
-    assert found == b"last but one\nlast\n"
+    lines, size = logs.tail(tmp_path / "log", 2)
+    assert lines == b"last but one\nlast\n"
     assert size == (1 << 36) + 19
 
 
@@ -77,8 +77,8 @@ def test_logs_of_every_process_have_headers(run, printed):
         (run.folder / name).write_text(f"from {name}\n")
     assert printed()[1] == b"from log.txt\n"
     assert printed("--process", "2")[1] == b"from log-2.txt\n"
-    every = printed("--process", "all")[1].decode()
-    assert every.split("\n\n") == [
+    output = printed("--process", "all")[1].decode()
+    assert output.split("\n\n") == [
         "==> log.txt <==\nfrom log.txt",
         "==> log-1.txt <==\nfrom log-1.txt",
         "==> log-2.txt <==\nfrom log-2.txt",
@@ -111,9 +111,9 @@ def test_empty_log_of_a_run_that_ended_leads_to_its_losses(run, printed):
 
 @pytest.mark.parametrize("words", [["-n", "-3"], ["-n", "x"], ["--process", "first"]])
 def test_what_is_no_number_is_bad_input(printed, words):
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as raised:
         printed(*words)
-    assert left.value.code == 2
+    assert raised.value.code == 2
 
 
 # With -f.
@@ -121,7 +121,7 @@ def test_what_is_no_number_is_bad_input(printed, words):
 
 @pytest.fixture
 def writer(run, monkeypatch):
-    """writer(steps) does one of the steps after each half second, while `logs -f` looks on."""
+    """writer(steps) does one of the steps every 0.3 s, while `logs -f` looks on."""
     monkeypatch.setattr(logs, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(logs, "FOLDER_SECONDS", 0.05)
     monkeypatch.setattr(logs, "SLURM_SECONDS", 0.2)
@@ -212,13 +212,13 @@ def test_follow_goes_on_through_a_requeue(run, printed, writer, monkeypatch):
 
     answers = ["RUNNING", "RUNNING", None, "PENDING", "RUNNING"]
 
-    def known(user):
+    def recent_jobs(user):
         state = answers.pop(0) if len(answers) > 1 else answers[0]
         return {} if state is None else {"12": squeue.Queued("12", state, "n1", "", "")}
 
-    monkeypatch.setattr(squeue, "recent_jobs", known)
-    told = {"backend": "slurm", "job": "12", "user": "ann", "log": ""}
-    (run.folder / "job.json").write_text(json.dumps(told))
+    monkeypatch.setattr(squeue, "recent_jobs", recent_jobs)
+    job = {"backend": "slurm", "job": "12", "user": "ann", "log": ""}
+    (run.folder / "job.json").write_text(json.dumps(job))
     log = run.folder / "log.txt"
     log.write_text("first start\n")
     writer(
