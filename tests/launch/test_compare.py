@@ -42,11 +42,11 @@ def make_run(folder, name, seed, error, *, order=None, data="digits-1", rule=RUL
     content = {"id": name, "config": CONFIG, "data": data}
     runs.write_json(run.folder / "run.json", content)
     order = np.arange(N) if order is None else order
-    given = posteriors(seed, error)
-    tested = Predictions(order.astype(np.int32), LABELS[order], given[order])
+    probabilities = posteriors(seed, error)
+    tested = Predictions(order.astype(np.int32), LABELS[order], probabilities[order])
     path = run.folder / "predictions" / "test-center.npz"
     predictions.save(path, tested, rule)
-    best = np.argsort(-given, axis=1)
+    best = np.argsort(-probabilities, axis=1)
     return {k: (best[:, :k] != LABELS[:, None]).all(axis=1) for k in (1, 5)}
 
 
@@ -81,21 +81,24 @@ def error_of(call, folder):
 @pytest.mark.parametrize("top", [1, 5])
 def test_figures_equal_statsmodels_on_the_same_images(folder, top, compared):
     shuffled = np.random.default_rng(3).permutation(N)
-    one = make_run(folder, "plain-20-aa", 1, 0.4)[top]
-    two = make_run(folder, "resnet-20-bb", 2, 0.25, order=shuffled)[top]
-    found = compared("plain", "resnet", "--top", str(top))
-    assert found["top"] == top
-    for tested, wrong in zip(found["tested"], (one, two), strict=True):
+    first = make_run(folder, "plain-20-aa", 1, 0.4)[top]
+    second = make_run(folder, "resnet-20-bb", 2, 0.25, order=shuffled)[top]
+    answer = compared("plain", "resnet", "--top", str(top))
+    assert answer["top"] == top
+    for tested, wrong in zip(answer["tested"], (first, second), strict=True):
         assert (tested["n"], tested["errors_count"]) == (N, wrong.sum())
         assert tested["error"] == pytest.approx(100 * wrong.mean())
         interval = 100 * np.array(proportion.proportion_confint(wrong.sum(), N, method="wilson"))
         np.testing.assert_allclose((tested["low"], tested["high"]), interval)
-    (test,) = found["comparisons"]
-    cells = [[(one & two).sum(), (one & ~two).sum()], [(~one & two).sum(), (~one & ~two).sum()]]
+    (test,) = answer["comparisons"]
+    cells = [
+        [(first & second).sum(), (first & ~second).sum()],
+        [(~first & second).sum(), (~first & ~second).sum()],
+    ]
     assert (test["only_first"], test["only_second"]) == (cells[0][1], cells[1][0])
-    assert test["difference"] == pytest.approx(100 * (one.mean() - two.mean()))
+    assert test["difference"] == pytest.approx(100 * (first.mean() - second.mean()))
     assert test["p_value"] == pytest.approx(contingency_tables.mcnemar(cells, exact=True).pvalue)
-    assert (test["low"], test["high"]) == bootstrap_difference(one, two)
+    assert (test["low"], test["high"]) == bootstrap_difference(first, second)
     assert test["low"] < test["difference"] < test["high"]
 
 
@@ -104,11 +107,11 @@ def test_every_further_run_is_compared_with_the_first(folder, compared):
         name: make_run(folder, name, seed, error)[1]
         for seed, (name, error) in enumerate((("a", 0.3), ("b", 0.2), ("c", 0.5)))
     }
-    found = compared("b", "a", "c")
-    assert [test["name"] for test in found["tested"]] == ["b center", "a center", "c center"]
-    pairs = [(test["first"], test["second"]) for test in found["comparisons"]]
+    answer = compared("b", "a", "c")
+    assert [test["name"] for test in answer["tested"]] == ["b center", "a center", "c center"]
+    pairs = [(test["first"], test["second"]) for test in answer["comparisons"]]
     assert pairs == [("b center", "a center"), ("b center", "c center")]
-    for name, test in zip("ac", found["comparisons"], strict=True):
+    for name, test in zip("ac", answer["comparisons"], strict=True):
         only = [int((wrong["b"] & ~wrong[name]).sum()), int((wrong[name] & ~wrong["b"]).sum())]
         assert [test["only_first"], test["only_second"]] == only
         assert test["p_value"] == pytest.approx(stats.binomtest(only[0], sum(only)).pvalue)
@@ -117,33 +120,33 @@ def test_every_further_run_is_compared_with_the_first(folder, compared):
 def test_table_holds_the_figures_and_says_what_they_are(folder, monkeypatch, compared, shown):
     for seed, name in enumerate(("plain-20-aa", "cifar_resnet-110-4fa04dd1a5")):
         make_run(folder, name, seed, 0.4 - 0.3 * seed)
-    found = compared("plain", "resnet")
+    answer = compared("plain", "resnet")
     monkeypatch.setenv("COLUMNS", "80")
     text, _ = shown("plain", "resnet")
     assert all(len(line) <= 80 for line in text.splitlines())
-    for tested in found["tested"]:
+    for tested in answer["tested"]:
         assert f" {tested['run']} " in text
         assert f"{tested['error']:.2f}" in text
         assert f"[{tested['low']:.2f}, {tested['high']:.2f}]" in text
-    (test,) = found["comparisons"]
+    (test,) = answer["comparisons"]
     assert f"{test['difference']:+.2f}" in text
     assert f"[{test['low']:+.2f}, {test['high']:+.2f}]" in text
     assert f"{test['only_first']} / {test['only_second']}" in text
     assert f"{test['p_value']:.2g}" in text
-    told = " ".join(text.split())
-    assert "400 images, the same for all. first: plain-20-aa center" in told
-    assert "McNemar" in told
+    flat = " ".join(text.split())
+    assert "400 images, the same for all. first: plain-20-aa center" in flat
+    assert "McNemar" in flat
 
 
 def test_runs_are_told_by_their_rows_and_seeds(folder, compared, shown):
     for name, row, seed in (("net-1", "lr=0.1", 0), ("net-2", "lr=0.1", 2), ("net-3", None, 0)):
         make_run(folder, name, seed, 0.2)
-        told = json.loads((folder / name / "run.json").read_text())
-        told |= {"study": "vgg_depth", "row": row, "seed": seed} if row else {}
-        (folder / name / "run.json").write_text(json.dumps(told))
-    found = compared("net-1", "net-2", "net-3")["tested"]
+        record = json.loads((folder / name / "run.json").read_text())
+        record |= {"study": "vgg_depth", "row": row, "seed": seed} if row else {}
+        (folder / name / "run.json").write_text(json.dumps(record))
+    tested = compared("net-1", "net-2", "net-3")["tested"]
     rows = ["vgg_depth/lr=0.1", "vgg_depth/lr=0.1 (seed 2)", "net-3"]
-    assert [(one["run"], one["row"]) for one in found] == [
+    assert [(entry["run"], entry["row"]) for entry in tested] == [
         *zip(("net-1", "net-2", "net-3"), rows, strict=True)
     ]
     text, _ = shown("net-1", "net-2", "net-3")
@@ -153,19 +156,19 @@ def test_runs_are_told_by_their_rows_and_seeds(folder, compared, shown):
 
 def test_one_run_is_compared_over_its_protocols(folder, compared):
     make_run(folder, "a", 1, 0.3)
-    run, asked, tested = find_run("a", folder), EvaluationSettings(which="best"), {}
+    run, settings, tested = find_run("a", folder), EvaluationSettings(which="best"), {}
     for seed, (name, Q) in enumerate((p, Q) for p in ("center", "dense") for Q in ("32", "40")):
         (part,) = protocols.resolve(name, run.config(), Q)
-        given = Predictions(np.arange(N), LABELS, posteriors(seed, 0.1 * seed))
-        predictions.save(asked.file(run, part), given, RULE)
-        tested.setdefault(name, []).append(predictions.load(asked.file(run, part)))
+        prediction = Predictions(np.arange(N), LABELS, posteriors(seed, 0.1 * seed))
+        predictions.save(settings.file(run, part), prediction, RULE)
+        tested.setdefault(name, []).append(predictions.load(settings.file(run, part)))
     words = ("a", "--protocol", "center,dense", "--scales", "32,40", "--which", "best")
-    found = compared(*words)
+    answer = compared(*words)
     names = ["a center 32,40 best", "a dense 32,40 best"]
-    assert [tested["name"] for tested in found["tested"]] == names
+    assert [tested["name"] for tested in answer["tested"]] == names
     both = [predictions.mean(tested[name]) for name in ("center", "dense")]
-    counts = [int(given.topk_wrong().sum()) for given in both]
-    assert [tested["errors_count"] for tested in found["tested"]] == counts
+    counts = [int(prediction.topk_wrong().sum()) for prediction in both]
+    assert [tested["errors_count"] for tested in answer["tested"]] == counts
 
 
 def test_runs_of_other_data_are_compared_with_a_note(folder, shown):
@@ -192,14 +195,14 @@ def test_same_predictions_differ_in_nothing(folder, compared, shown):
 def test_tests_of_other_images_are_refused_and_both_named(folder, error_of):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3, order=np.arange(N - 3))
-    told = error_of("a", "b")
-    assert "b center and a center were not tested on the same images" in told
+    error = error_of("a", "b")
+    assert "b center and a center were not tested on the same images" in error
     path = folder / "b" / "predictions" / "test-center.npz"
-    other = (LABELS + 1) % CLASSES
-    predictions.save(path, Predictions(np.arange(N), other, posteriors(2, 0.3)), RULE)
-    told = error_of("a", "b")
-    assert "b center and a center" in told
-    assert f"{N} of {N} labels differ" in told
+    labels = (LABELS + 1) % CLASSES
+    predictions.save(path, Predictions(np.arange(N), labels, posteriors(2, 0.3)), RULE)
+    error = error_of("a", "b")
+    assert "b center and a center" in error
+    assert f"{N} of {N} labels differ" in error
 
 
 @pytest.mark.parametrize(
@@ -214,8 +217,8 @@ def test_tests_of_other_images_are_refused_and_both_named(folder, error_of):
 def test_a_test_that_was_not_made_names_the_command_that_makes_it(folder, words, command, error_of):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3)
-    told = error_of("a", "b", *words)
-    assert f"cnn-depth evaluate {folder / 'a'} {command}\n" in told
+    error = error_of("a", "b", *words)
+    assert f"cnn-depth evaluate {folder / 'a'} {command}\n" in error
 
 
 def test_run_without_predictions_names_the_command_too(folder, error_of):
@@ -225,16 +228,16 @@ def test_run_without_predictions_names_the_command_too(folder, error_of):
     path.write_bytes(b"PK\3\4 cut short")
     assert f"{path} can't be read" in error_of("a", "b")
     path.unlink()
-    told = error_of("a", "b")
-    assert f"cnn-depth evaluate {folder / 'b'} --protocol center\n" in told
+    error = error_of("a", "b")
+    assert f"cnn-depth evaluate {folder / 'b'} --protocol center\n" in error
 
 
 def test_a_test_whose_views_were_cut_by_an_earlier_rule_is_not_compared(folder, error_of):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3, rule={})
-    told = error_of("a", "b")
-    assert "b was tested with views by an earlier rule" in told
-    assert f"cnn-depth evaluate {folder / 'b'} --protocol center\n" in told
+    error = error_of("a", "b")
+    assert "b was tested with views by an earlier rule" in error
+    assert f"cnn-depth evaluate {folder / 'b'} --protocol center\n" in error
 
 
 def test_too_few_and_repeated_tests_are_refused(folder, error_of):
@@ -249,7 +252,7 @@ def test_comparing_starts_no_device(folder, fresh_python):
     make_run(folder, "a", 1, 0.3)
     make_run(folder, "b", 2, 0.3)
     words = ("-m", "launch", "compare", "a", "b", "--runs", str(folder), "--json")
-    done = fresh_python(*words, JAX_PLATFORMS="no_such_platform")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert json.loads(done.stdout)["comparisons"]
+    process = fresh_python(*words, JAX_PLATFORMS="no_such_platform")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert json.loads(process.stdout)["comparisons"]

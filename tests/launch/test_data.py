@@ -79,15 +79,15 @@ def test_check_passes_what_can_be_used(good, call):
 def test_check_says_of_each_odd_file_what_it_is(odd, call):
     status, out, _ = call("data", "check", odd, "--json")
     assert status == 1
-    told = json.loads(out)
-    train = told["parts"]["train"]
+    report = json.loads(out)
+    train = report["parts"]["train"]
     assert (train["images"], train["usable"]) == (10 + len(ODD) + 1, 10 + 7)
     rows = {(row["format"], row["decoded"]): row["images"] for row in train["formats"]}
     expected = {("JPEG", "fast"): 10, ("not read", "unusable"): 1}
     for _, kind, way in ODD.values():
         expected[kind, way] = expected.get((kind, way), 0) + 1
     assert rows == expected
-    unusable = {entry["file"]: entry["reason"] for entry in told["unusable"]}
+    unusable = {entry["file"]: entry["reason"] for entry in report["unusable"]}
     bad = [name for name, (_, _, way) in ODD.items() if way == "unusable"] + ["gone.JPEG"]
     assert sorted(unusable) == sorted(f"train/cat/{name}" for name in bad)
     assert "truncated" in unusable["train/cat/truncated.JPEG"]
@@ -107,22 +107,22 @@ def test_check_agrees_with_training_on_what_is_unusable(odd, call):
     from input_pipeline.sources import open_set
     from input_pipeline.stream import Decoding, Stream
 
-    told = json.loads(call("data", "check", odd, "--json")[1])
+    report = json.loads(call("data", "check", odd, "--json")[1])
     train = open_set("folder", odd).train
     view, left_out = ScaleView(crop=16, S=(16, 32)), []
     how = Decoding(max_unusable=1.0, on_bad=left_out.append)
     with Stream(train, view, seed=0, batch=len(train), how=how) as stream:
         next(stream)
-    assert sorted(left_out) == sorted(entry["reason"] for entry in told["unusable"])
+    assert sorted(left_out) == sorted(entry["reason"] for entry in report["unusable"])
 
 
 def test_check_finds_twins_across_the_parts(odd, call):
-    told = json.loads(call("data", "check", odd, "--json")[1])["duplicates"]
-    assert told.pop("examples") == [
+    twins = json.loads(call("data", "check", odd, "--json")[1])["duplicates"]
+    assert twins.pop("examples") == [
         {"test": "val/cat/other.JPEG", "train": "train/ant/0.JPEG"},
         {"test": "val/cat/twin.JPEG", "train": "train/cat/grey.JPEG"},
     ]
-    assert told == {
+    assert twins == {
         "test_in_train": 2,
         "within_train": 0,
         "within_test": 0,
@@ -130,8 +130,8 @@ def test_check_finds_twins_across_the_parts(odd, call):
     }
     shutil.copy(odd / "train/bee/1.JPEG", odd / "train/ant/twin.JPEG")
     shutil.copy(odd / "val/bee/1.JPEG", odd / "val/bee/twin.JPEG")
-    told = json.loads(call("data", "check", odd, "--json")[1])["duplicates"]
-    assert [told[key] for key in ("within_train", "within_test", "of_another_class")] == [1, 1, 2]
+    twins = json.loads(call("data", "check", odd, "--json")[1])["duplicates"]
+    assert [twins[key] for key in ("within_train", "within_test", "of_another_class")] == [1, 1, 2]
 
 
 def test_check_names_what_cannot_be_used_and_lists_all_of_it(odd, monkeypatch, call):
@@ -160,10 +160,10 @@ def test_check_names_classes_with_few_usable_images(good, call):
     (root / "train" / "cat").mkdir()
     (root / "train" / "cat" / "a.JPEG").write_bytes(b"")
     status, out, _ = call("data", "check", root, "--json")
-    told = json.loads(out)
+    report = json.loads(out)
     assert status == 1
-    assert told["parts"]["train"]["classes_with_few"] == [{"class": "cat", "images": 0}]
-    assert told["parts"]["test"]["classes_with_few"] == [{"class": "cat", "images": 0}]
+    assert report["parts"]["train"]["classes_with_few"] == [{"class": "cat", "images": 0}]
+    assert report["parts"]["test"]["classes_with_few"] == [{"class": "cat", "images": 0}]
     _, out, _ = call("data", "check", root)
     assert "classes with few usable images in train: cat (0)" in out
 
@@ -182,15 +182,15 @@ def test_check_survives_names_that_are_no_text(good, call):
 def test_check_tells_how_far_it_is(good):
     from input_pipeline.sources import open_set
 
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     report = check.check(
         open_set("folder", "good"),
         threads=3,
-        on_progress=lambda done, total: told.append((done, total)),
+        on_progress=lambda count, total: progress.append((count, total)),
     )
-    assert told[-1] == (14, 14)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert {total for _, total in told} == {14}
+    assert progress[-1] == (14, 14)
+    assert [count for count, _ in progress] == sorted(count for count, _ in progress)
+    assert {total for _, total in progress} == {14}
     assert report.threads == 3
 
 
@@ -202,13 +202,13 @@ def test_check_counts_what_is_turned_and_names_what_is_not_read(good, call):
         file.write_bytes(encoded(picture(50 + i), exif=exif))
     (good / "good" / "val" / "ant" / "a.psd").write_bytes(b"8BPS")
     (good / "good" / "test").mkdir()
-    told = json.loads(call("data", "check", "good", "--json")[1])
-    assert [told["parts"][part]["exif_turned"] for part in ("train", "test")] == [2, 0]
+    report = json.loads(call("data", "check", "good", "--json")[1])
+    assert [report["parts"][part]["exif_turned"] for part in ("train", "test")] == [2, 0]
     notes = [
         "good: 'val' is the test part; 'test' is not read",
         "1 file of suffix .psd is not read, such as val/ant/a.psd",
     ]
-    assert told["notes"] == notes
+    assert report["notes"] == notes
     status, out, _ = call("data", "check", "good")
     assert status == 0
     assert "EXIF orientation other than 1 in train: 2, such as train/bee/0.JPEG; ignored" in out
@@ -220,15 +220,15 @@ def test_check_decodes_no_two_large_images_at_once(good, monkeypatch):
     from input_pipeline.sources import open_set
 
     monkeypatch.setattr(check, "MAX_PIXELS", 2 * 300 * 250)
-    here, most, decode = [0], [0], image_files.image_size
+    running, most, decode = [0], [0], image_files.image_size
 
     def counted(*args):
-        here[0] += 1
-        most[0] = max(most[0], here[0])
+        running[0] += 1
+        most[0] = max(most[0], running[0])
         time.sleep(0.01)
-        found = decode(*args)
-        here[0] -= 1
-        return found
+        size = decode(*args)
+        running[0] -= 1
+        return size
 
     monkeypatch.setattr(image_files, "image_size", counted)
     check.check(open_set("folder", "good"), threads=8)
@@ -265,13 +265,13 @@ def boxed(good):
 def test_check_counts_boxes_and_what_is_wrong_with_them(boxed, call):
     words = ("data", "check", "good", "--boxes", "boxes", "--list", "odd.txt")
     status, out, _ = call(*words, "--json")
-    told = json.loads(out)["boxes"]
+    boxes = json.loads(out)["boxes"]
     assert status == 0
-    assert told["parts"] == {
+    assert boxes["parts"] == {
         "train": {"boxes": 4, "images": 4, "images_without": 6},
         "test": {"boxes": 1, "images": 1, "images_without": 3},
     }
-    assert told["problems"] == {
+    assert boxes["problems"] == {
         "annotations whose size is none": [
             "boxes/train/ant/3.xml: height and width ('0', '0')",
         ],
@@ -291,13 +291,15 @@ def test_check_counts_boxes_and_what_is_wrong_with_them(boxed, call):
     }
     lines = [line.split("\t") for line in (boxed / "odd.txt").read_text().splitlines()]
     assert lines == [
-        ["boxes", what, kind] for kind, found in told["problems"].items() for what in found
+        ["boxes", problem, kind]
+        for kind, problems in boxes["problems"].items()
+        for problem in problems
     ]
     status, out, _ = call(*words)
     assert status == 0
     assert "boxes in train: 4 around 4 of 10 images" in out
-    for kind, (what,) in told["problems"].items():
-        assert f"1 {kind}: {what}" in out
+    for kind, (problem,) in boxes["problems"].items():
+        assert f"1 {kind}: {problem}" in out
     assert json.loads(call("data", "check", "good", "--json")[1])["boxes"] is None
 
 
@@ -385,8 +387,8 @@ def test_views_carry_the_papers_names_and_scales():
     from launch.verbs import data
 
     def view(name, **options):
-        given = dict.fromkeys(("S", "Q", "epochs", "colour")) | {"crop": 224} | options
-        return data._view(Namespace(view=name, **given))[0]
+        arguments = dict.fromkeys(("S", "Q", "epochs", "colour")) | {"crop": 224} | options
+        return data._view(Namespace(view=name, **arguments))[0]
 
     assert view("vgg") == crops.ScaleView(crop=224, S=(256, 512))
     assert view("vgg", S=(384, 384)) == crops.ScaleView(crop=224, S=(384, 384))
@@ -404,10 +406,10 @@ def test_preview_shows_usable_images_and_names_the_others(odd, call):
     for name in ("ant", "bee"):
         (odd / "val" / name / "0.JPEG").write_bytes(b"")
     words = ("data", "preview", odd, "--view", "center", "--crop", 32, "--images")
-    for images, left in ((2, 2), (4, 2)):
+    for images, usable in ((2, 2), (4, 2)):
         status, out, err = call(*words, images)
         assert status == 0
-        assert f"{left} views of {left} images" in out
+        assert f"{usable} views of {usable} images" in out
     assert err.count("left out: ") == 2
     for name in ("ant", "bee"):
         (odd / "val" / name / "1.JPEG").write_bytes(b"")
@@ -425,13 +427,13 @@ def test_prepared_shards_are_found_checked_and_shown(good, call):
     assert "cnn-depth train resnet:50,data=shards --set 'data.path=my shards'" in out
     size = sum(file.stat().st_size for file in (good / "my shards").glob("*.tfrecord"))
     assert f"{size / 1000:.1f} kB" in out
-    told = json.loads(call(*words, "--json")[1])
-    assert (told["shards_written"], told["bytes"]) == (0, size)
-    assert told["images"] == {"train": 10, "val": 4}
+    answer = json.loads(call(*words, "--json")[1])
+    assert (answer["shards_written"], answer["bytes"]) == (0, size)
+    assert answer["images"] == {"train": 10, "val": 4}
     status, out, _ = call("data", "check", "my shards", "--json")
-    told = json.loads(out)
-    assert (status, told["data"]) == (0, "shards")
-    assert told["parts"]["train"]["short_side"] == {"min": 64, "median": 64, "max": 64}
+    answer = json.loads(out)
+    assert (status, answer["data"]) == (0, "shards")
+    assert answer["parts"]["train"]["short_side"] == {"min": 64, "median": 64, "max": 64}
     assert call("data", "preview", "my shards", "--view", "center", "--crop", 32)[0] == 0
 
 
@@ -445,14 +447,14 @@ def test_prepared_pixels_are_found_checked_and_shown(odd, call):
     assert "free at pixels: " in err
     assert "copied as they are, as they can't be decoded: 3 (train/cat/empty.JPEG, " in out
     assert "cnn-depth train resnet:50,data=shards --set data.path=pixels" in out
-    told = json.loads(call(*words, "--json")[1])
-    assert (told["shards_written"], told["undecodable"], told["decoded"]) == (0, 3, True)
-    found = [json.loads(call("data", "check", path, "--json")[1]) for path in (odd, "pixels")]
+    answer = json.loads(call(*words, "--json")[1])
+    assert (answer["shards_written"], answer["undecodable"], answer["decoded"]) == (0, 3, True)
+    reports = [json.loads(call("data", "check", path, "--json")[1]) for path in (odd, "pixels")]
     for part in ("train", "test"):
-        before, now = (entry["parts"][part] for entry in found)
+        before, now = (report["parts"][part] for report in reports)
         for key in ("images", "usable", "short_side", "long_side", "images_per_class"):
             assert now[key] == before[key]
-        (pixels,) = [each for each in now["formats"] if each["format"] == "pixels"]
+        (pixels,) = [row for row in now["formats"] if row["format"] == "pixels"]
         assert (pixels["decoded"], pixels["images"]) == ("before", now["usable"])
     status, out, _ = call("data", "check", "pixels")
     assert (status, "pixels" in out, "before" in out) == (1, True, True)
@@ -475,13 +477,13 @@ def test_a_disk_without_room_for_pixels_is_one_line(good, call, monkeypatch):
 
 def test_a_folder_without_a_train_part_is_checked_shown_and_split(good, call):
     _, out, _ = call("data", "check", "good/train", "--json")
-    told = json.loads(out)["parts"]
-    assert {name: part["images"] for name, part in told.items()} == {"test": 10}
+    parts = json.loads(out)["parts"]
+    assert {name: part["images"] for name, part in parts.items()} == {"test": 10}
     assert "no train part" in call("data", "check", "good/train")[1]
     _, out, _ = call("data", "check", "good/train", "--split", 0.4, "--json")
-    told = json.loads(out)["parts"]
-    assert {name: part["images"] for name, part in told.items()} == {"train": 6, "test": 4}
-    assert told["test"]["images_per_class"] == {"min": 2, "median": 2, "max": 2}
+    parts = json.loads(out)["parts"]
+    assert {name: part["images"] for name, part in parts.items()} == {"train": 6, "test": 4}
+    assert parts["test"]["images_per_class"] == {"min": 2, "median": 2, "max": 2}
     words = ("data", "preview", "good/train", "--crop", 32, "--images", 2, "--view")
     for view in ("vgg", "center"):
         assert call(*words, view)[0] == 0

@@ -34,28 +34,28 @@ DEEPEST = pytest.param(
 
 @pytest.mark.parametrize(("architecture", "config"), [*VGG, *CIFAR, DEEPEST])
 def test_totals_are_those_of_the_papers_layer_tables(architecture, config, told):
-    found = told("describe", architecture)
-    assert (found["params"], found["macs"]) == computed()[config]
-    assert sum(layer["params"] for layer in found["layers"]) == found["params"]
-    assert sum(layer["macs"] for layer in found["layers"]) == found["macs"]
+    answer = told("describe", architecture)
+    assert (answer["params"], answer["macs"]) == computed()[config]
+    assert sum(layer["params"] for layer in answer["layers"]) == answer["params"]
+    assert sum(layer["macs"] for layer in answer["layers"]) == answer["macs"]
 
 
 def test_sizes_and_options_are_taken(told):
     # conv1_1 of VGG at width 1/8 has 8 maps: 3*3*1*8 + 8 parameters, at 32*32 positions.
     words = ["vgg:A", "--image-size", "32", "--channels", "1", "--classes", "10"]
-    found = told("describe", *words, "--set", "width=0.125")
-    first = next(layer for layer in found["layers"] if layer["params"])
+    answer = told("describe", *words, "--set", "width=0.125")
+    first = next(layer for layer in answer["layers"] if layer["params"])
     assert first["params"] == 9 * 8 + 8
     assert first["macs"] == 9 * 8 * 32 * 32
 
 
 def test_table_shows_every_layer_and_the_totals(told, call):
-    found = told("describe", "vgg:E")
+    answer = told("describe", "vgg:E")
     _, shown, _ = call("describe", "vgg:E")
-    for layer in found["layers"]:
+    for layer in answer["layers"]:
         assert layer["name"] in shown
-    assert f"{found['params']:,}" in shown
-    assert f"{found['macs']:,}" in shown
+    assert f"{answer['params']:,}" in shown
+    assert f"{answer['macs']:,}" in shown
     assert "19 weight layers" in shown
 
 
@@ -68,9 +68,9 @@ def test_parameters_are_listed_without_being_allocated(call):
 def test_parameters_in_json_add_up_to_the_total(told):
     import math
 
-    found = told("describe", "cifar_resnet:20", "--parameters")
-    sizes = [math.prod(parameter["shape"]) for parameter in found["parameters"].values()]
-    assert sum(sizes) == found["params"]
+    answer = told("describe", "cifar_resnet:20", "--parameters")
+    sizes = [math.prod(parameter["shape"]) for parameter in answer["parameters"].values()]
+    assert sum(sizes) == answer["params"]
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_list_names_every_architecture_and_study(told):
     import cnn_arch
     from experiments import config
 
-    found = told("list")
-    listed = {f"{row['family']}:{v}" for row in found["architectures"] for v in row["variants"]}
+    answer = told("list")
+    listed = {f"{row['family']}:{v}" for row in answer["architectures"] for v in row["variants"]}
     assert listed == set(cnn_arch.variants())
-    depths = {row["family"]: row["variants"] for row in found["architectures"]}
+    depths = {row["family"]: row["variants"] for row in answer["architectures"]}
     # VGG's Table 1: 11, 11, 13, 16, 16 and 19 weight layers; section 4.1: five and three.
     assert depths["vgg"] == {"A": 11, "A-LRN": 11, "B": 13, "C": 16, "D": 16, "E": 19, "B-5x5": 8}
-    assert [row["name"] for row in found["studies"]] == config.names()
-    assert all(row["about"] for row in found["studies"])
+    assert [row["name"] for row in answer["studies"]] == config.names()
+    assert all(row["about"] for row in answer["studies"])
 
 
 @pytest.mark.parametrize("what", ["architectures", "studies"])

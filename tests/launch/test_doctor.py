@@ -10,15 +10,15 @@ from launch import devices
 from launch.verbs import doctor
 
 
-def backend(found: list[doctor.Finding]) -> doctor.Finding:
-    (finding,) = [f for f in found if f.what == "JAX backend"]
+def backend(findings: list[doctor.Finding]) -> doctor.Finding:
+    (finding,) = [f for f in findings if f.what == "JAX backend"]
     return finding
 
 
 def test_healthy_machine_is_status_0_and_every_finding_is_named(tmp_path, told):
-    found = told("doctor", "--runs", tmp_path)
-    assert found["ok"] is True
-    whats = {finding["what"] for finding in found["findings"]}
+    report = told("doctor", "--runs", tmp_path)
+    assert report["ok"] is True
+    whats = {finding["what"] for finding in report["findings"]}
     named = {"Python", "jax", "CPU cores", "JAX backend", "compilation cache", "TensorFlow"}
     assert named | {"model.precision", "runs folder"} <= whats
     assert ("convolutions" in whats) == (jax.default_backend() == "cpu")
@@ -43,9 +43,9 @@ def test_probe_tells_the_devices_there_are():
 def test_flag_that_aborts_xla_is_reported_with_its_mend(flags, named, monkeypatch, tmp_path, call):
     monkeypatch.setenv("XLA_FLAGS", flags)
     status, out, _ = call("doctor", "--runs", tmp_path, "--json")
-    found = json.loads(out)
-    assert (status, found["ok"]) == (1, False)
-    finding = backend([doctor.Finding(**f) for f in found["findings"]])
+    report = json.loads(out)
+    assert (status, report["ok"]) == (1, False)
+    finding = backend([doctor.Finding(**f) for f in report["findings"]])
     assert finding.state == "bad"
     assert named in finding.found
     assert "XLA_FLAGS" in finding.mend
@@ -65,15 +65,15 @@ def test_flag_that_aborts_xla_is_reported_with_its_mend(flags, named, monkeypatc
 def test_the_mend_is_of_the_platform_that_is_asked_for(
     platforms, driver, words, monkeypatch, tmp_path
 ):
-    found = tmp_path / "version"
+    driver_file = tmp_path / "version"
     if driver:
-        found.touch()
-    monkeypatch.setattr(devices, "NVIDIA_DRIVER", found)
+        driver_file.touch()
+    monkeypatch.setattr(devices, "NVIDIA_DRIVER", driver_file)
     monkeypatch.setattr(devices, "version", lambda name: None)
-    told = devices.start_advice({"JAX_PLATFORMS": platforms})
+    advice = devices.start_advice({"JAX_PLATFORMS": platforms})
     for word in ["unset JAX_PLATFORMS", *words]:
-        assert word in told
-    assert ("EXTRA=" in told) == ("EXTRA=" in words[0])
+        assert word in advice
+    assert ("EXTRA=" in advice) == ("EXTRA=" in words[0])
 
 
 @pytest.mark.parametrize("words", [["doctor"], ["sweep"], ["train"], ["evaluate"], ["predict"]])
@@ -84,15 +84,15 @@ def test_a_platform_that_is_not_there_is_one_line_with_the_mend(words, tmp_path,
         "predict": ["--run", "some", "x.png"],
     }.get(words[0], ["residual_depth"])
     command = ("-m", "launch", *words, *study, "--runs", str(tmp_path))
-    done = fresh_python(*command, JAX_PLATFORMS="cuda")
+    process = fresh_python(*command, JAX_PLATFORMS="cuda")
     if words == ["doctor"]:
-        assert done.returncode == 1
-        assert "JAX_PLATFORMS=cuda does not start" in " ".join(done.stdout.split())
-        assert "-> unset JAX_PLATFORMS" in done.stdout
+        assert process.returncode == 1
+        assert "JAX_PLATFORMS=cuda does not start" in " ".join(process.stdout.split())
+        assert "-> unset JAX_PLATFORMS" in process.stdout
     else:
-        assert done.returncode == 2
-        line = done.stderr.splitlines()[-1]
-        assert "Traceback" not in done.stderr
+        assert process.returncode == 2
+        line = process.stderr.splitlines()[-1]
+        assert "Traceback" not in process.stderr
         assert line.startswith("cnn-depth: error: JAX_PLATFORMS=cuda does not start (")
         assert "unset JAX_PLATFORMS" in line
 
@@ -126,10 +126,10 @@ def test_a_plugin_that_jax_does_not_use_is_a_warning(
 def test_backend_that_hangs_is_reported(monkeypatch):
     monkeypatch.setattr(doctor, "PROBE", "import time; time.sleep(60)")
     monkeypatch.setattr(devices, "PROBE_SECONDS", 1)
-    found = doctor.probe(os.environ)
-    assert isinstance(found, doctor.Finding)
-    assert found.state == "bad"
-    assert "did not start within 1 s" in found.found
+    finding = doctor.probe(os.environ)
+    assert isinstance(finding, doctor.Finding)
+    assert finding.state == "bad"
+    assert "did not start within 1 s" in finding.found
 
 
 def test_what_a_precision_means_here_is_told():
@@ -139,8 +139,8 @@ def test_what_a_precision_means_here_is_told():
     assert finding.what == "model.precision"
     assert finding.found == "float32, at each (default, high, highest)"
     on_tpu = {"default": "bfloat16 (one pass)", "high": "x", "highest": "bfloat16 (six passes)"}
-    found = doctor._precision(on_tpu).found
-    assert found == "default: bfloat16 (one pass); high: x; highest: bfloat16 (six passes)"
+    meaning = doctor._precision(on_tpu).found
+    assert meaning == "default: bfloat16 (one pass); high: x; highest: bfloat16 (six passes)"
 
 
 @pytest.mark.parametrize(
@@ -175,11 +175,11 @@ def test_runs_folder_that_is_a_file_is_reported(tmp_path):
 def test_missing_and_outdated_packages_are_reported(monkeypatch):
     needs = ["no-such-package>=1", "numpy>=999", "scipy>=1", 'torch>=2; extra == "other"']
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: needs)
-    found = {f.what: f for f in doctor._packages()}
-    assert "torch" not in found
-    assert found["scipy"].state == "ok"
-    assert found["no-such-package"].state == found["numpy"].state == "bad"
-    assert found["numpy"].mend == "pip install 'numpy>=999'"
+    findings = {f.what: f for f in doctor._packages()}
+    assert "torch" not in findings
+    assert findings["scipy"].state == "ok"
+    assert findings["no-such-package"].state == findings["numpy"].state == "bad"
+    assert findings["numpy"].mend == "pip install 'numpy>=999'"
 
 
 def test_cuda_plugin_of_another_version_than_jaxlib_is_reported(monkeypatch):
@@ -198,9 +198,9 @@ def test_slurm_that_does_not_answer_is_reported_with_its_mend(monkeypatch, tmp_p
     for name, text in (("sbatch", "exit 0"), ("sinfo", "echo 'sinfo: error: no host' >&2; exit 1")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    found = doctor._slurm()
-    assert found.state == "warn"
-    assert "sinfo: error: no host" in found.found
-    assert "SLURM_CONF" in found.mend
+    finding = doctor._slurm()
+    assert finding.state == "warn"
+    assert "sinfo: error: no host" in finding.found
+    assert "SLURM_CONF" in finding.mend
     (tmp_path / "sinfo").write_text("#!/bin/sh\necho gpu\necho cpu\n")
     assert doctor._slurm() == doctor.Finding("Slurm", "ok", "partitions gpu, cpu")

@@ -24,11 +24,11 @@ def test_makespan_is_the_longest_way_through(seconds, after, devices, expected):
 
 
 def job(name, after=None):
-    found = SimpleNamespace(run=SimpleNamespace(id=name), seeding=after)
-    found.missing_tests = list
-    found.run.trained = False
-    found.training_macs, found.data = 1, SimpleNamespace(test=0)
-    return found
+    stand_in = SimpleNamespace(run=SimpleNamespace(id=name), seeding=after)
+    stand_in.missing_tests = list
+    stand_in.run.trained = False
+    stand_in.training_macs, stand_in.data = 1, SimpleNamespace(test=0)
+    return stand_in
 
 
 @pytest.fixture
@@ -39,24 +39,24 @@ def clock():
 def test_time_left_is_corrected_by_what_was_seen(clock):
     a = job("a")
     jobs = [a, job("b", a), job("c"), job("d")]
-    left = estimate.Remaining(jobs, dict.fromkeys("abcd", 10.0), 2, lambda: clock.now)
-    assert left.seconds() == 20
-    left.begin("a")
-    left.begin("c")
+    remaining = estimate.Remaining(jobs, dict.fromkeys("abcd", 10.0), 2, lambda: clock.now)
+    assert remaining.seconds() == 20
+    remaining.begin("a")
+    remaining.begin("c")
     clock.now = 5.0
-    assert left.seconds() == 15  # nothing is known yet: it goes on as expected
-    left.tell("a", 25.0)  # 30 s in all, thrice what was expected
-    left.tell("c", 25.0)
-    assert left.seconds() == 25 + 30
+    assert remaining.seconds() == 15  # nothing is known yet: it goes on as expected
+    remaining.tell("a", 25.0)  # 30 s in all, thrice what was expected
+    remaining.tell("c", 25.0)
+    assert remaining.seconds() == 25 + 30
     clock.now = 10.0
-    assert left.seconds() == 20 + 30
+    assert remaining.seconds() == 20 + 30
     clock.now = 30.0
-    left.end("a", finished=True)
-    left.end("c", finished=False)
-    assert left.seconds() == 30  # b and d side by side
-    left.begin("b")
-    left.end("d", finished=False)
-    left.tell("b", 7.0)
-    assert left.seconds() == 7
-    left.end("b", finished=True)
-    assert left.seconds() == 0
+    remaining.end("a", finished=True)
+    remaining.end("c", finished=False)
+    assert remaining.seconds() == 30  # b and d side by side
+    remaining.begin("b")
+    remaining.end("d", finished=False)
+    remaining.tell("b", 7.0)
+    assert remaining.seconds() == 7
+    remaining.end("b", finished=True)
+    assert remaining.seconds() == 0

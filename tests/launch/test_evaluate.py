@@ -50,17 +50,17 @@ def test_runs_are_tested_fused_and_compared(folder, told, call):
     words = ("resnet-8", "plain-8", "--protocol", "dense,multi_crop", "--scales", "8,11")
     words += ("--runs", folder / "runs")
     *tested, fused = told("evaluate", *words, "--fusion")
-    assert [(one["protocol"], one["scales"], one["n"]) for one in tested] == [
+    assert [(test["protocol"], test["scales"], test["n"]) for test in tested] == [
         (name, [8, 11], 12) for name in ("dense", "multi_crop") * 2
     ]
     assert (fused["fusion"], fused["n"]) == (4, 12)
-    _, shown, _ = call("evaluate", *words, "--fusion")
+    _, output, _ = call("evaluate", *words, "--fusion")
     for text in ("fusion of these 4", "8/8, 11", "dense: the network made fully convolutional"):
-        assert text in " ".join(shown.split())
-    assert "all of it was tested before" in shown
-    found = told("compare", *words)
-    counts = [one["top1_errors_count"] for one in tested]
-    assert [one["errors_count"] for one in found["tested"]] == counts
+        assert text in " ".join(output.split())
+    assert "all of it was tested before" in output
+    answer = told("compare", *words)
+    counts = [test["top1_errors_count"] for test in tested]
+    assert [test["errors_count"] for test in answer["tested"]] == counts
 
 
 def test_batch_statistics_are_taken_before_the_test(folder, told):
@@ -74,9 +74,9 @@ def named(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (run,) = (folder / "runs").glob("cifar_resnet*")
     copy = shutil.copytree(run, tmp_path / "runs" / run.name)
-    seen = preprocessing.load(copy / "preprocessing.npz")
-    seen = dataclasses.replace(seen, class_names=("bird", "cat", "dog"))
-    preprocessing.save(copy / "preprocessing.npz", seen)
+    prepared = preprocessing.load(copy / "preprocessing.npz")
+    prepared = dataclasses.replace(prepared, class_names=("bird", "cat", "dog"))
+    preprocessing.save(copy / "preprocessing.npz", prepared)
     with np.load(folder / "images.npz") as arrays:
         images, labels = arrays["test_images"], arrays["test_labels"]
 
@@ -103,12 +103,12 @@ def test_classes_of_given_images_are_matched_by_meaning_and_said(named, folder, 
         ("bird", "cat", "dog"): "3 classes matched by name",
         ("1", "2", "3"): "3 classes matched by number, 1..3 for 0..2",
     }.items():
-        found = evaluated("--data", named(*names))
-        assert found["classes"] == how
-        assert found["top1_errors_count"] == own["top1_errors_count"]
-    found = evaluated("--data", str(folder / "images.npz"))
-    assert found["classes"] == "3 classes matched by number, 0..2"
-    assert found["top1_errors_count"] == own["top1_errors_count"]
+        result = evaluated("--data", named(*names))
+        assert result["classes"] == how
+        assert result["top1_errors_count"] == own["top1_errors_count"]
+    result = evaluated("--data", str(folder / "images.npz"))
+    assert result["classes"] == "3 classes matched by number, 0..2"
+    assert result["top1_errors_count"] == own["top1_errors_count"]
     german = named("Vogel", "Katze", "Hund")
     status, _, error = call(*EVALUATE, "--data", german)
     assert status == 2
@@ -116,8 +116,8 @@ def test_classes_of_given_images_are_matched_by_meaning_and_said(named, folder, 
         assert text in error
     words = ("--data", german, "--classes-in-order")
     assert evaluated(*words)["classes"].startswith("3 classes taken in order: 'Hund' for")
-    shown = call(*EVALUATE, *words)[1]
-    assert "3 classes taken in order: 'Hund' for 'bird', 'Katze'" in shown
+    output = call(*EVALUATE, *words)[1]
+    assert "3 classes taken in order: 'Hund' for 'bird', 'Katze'" in output
 
 
 def test_an_npz_is_matched_by_its_names(named, folder, call, evaluated):
@@ -125,8 +125,8 @@ def test_an_npz_is_matched_by_its_names(named, folder, call, evaluated):
         own = dict(arrays)
     moved = {f"{part}_labels": (2 - own[f"{part}_labels"]) for part in ("train", "test")}
     np.savez("moved.npz", **{**own, **moved}, class_names=np.array(["Dog", "Cat", "Bird"]))
-    found = evaluated("--data", "moved.npz")
-    assert found["top1_errors_count"] == evaluated()["top1_errors_count"]
+    result = evaluated("--data", "moved.npz")
+    assert result["top1_errors_count"] == evaluated()["top1_errors_count"]
     two = {name: array[own[f"{name.split('_')[0]}_labels"] < 2] for name, array in own.items()}
     np.savez("two.npz", **two)
     status, _, error = call(*EVALUATE, "--data", "two.npz")
@@ -138,19 +138,19 @@ def test_an_npz_needs_no_training_part_to_be_a_test(named, folder, call, evaluat
     with np.load(folder / "images.npz") as arrays:
         test = {name: arrays[name] for name in ("test_images", "test_labels")}
     np.savez("test.npz", **test)
-    found = evaluated("--data", "test.npz")
-    assert found["classes"] == "3 classes matched by number, 0..2"
-    assert found["top1_errors_count"] == evaluated()["top1_errors_count"]
+    result = evaluated("--data", "test.npz")
+    assert result["classes"] == "3 classes matched by number, 0..2"
+    assert result["top1_errors_count"] == evaluated()["top1_errors_count"]
     some = {name: array[test["test_labels"] < 2] for name, array in test.items()}
     np.savez("some.npz", **some, class_names=np.array(["0", "1", "2"]))
     assert evaluated("--data", "some.npz")["n"] == len(some["test_labels"])
-    for changes, said in (
+    for changes, message in (
         ({"test_labels": test["test_labels"] + 10**9}, "test_labels holds 1000000002"),
         ({"train_labels": test["test_labels"]}, "key 'train_images' is missing"),
     ):
         np.savez("wrong.npz", **{**test, **changes})
         status, _, error = call(*EVALUATE, "--data", "wrong.npz")
-        assert (status, said in error) == (2, True)
+        assert (status, message in error) == (2, True)
 
 
 def test_a_kept_test_is_of_its_matching(named, call, evaluated):
@@ -180,8 +180,8 @@ def test_a_split_folder_is_tested_on_what_was_kept_for_it(named, tmp_path, told,
     run = make_run(c, tmp_path / "split")
     words = ("evaluate", run.id, "--runs", tmp_path / "split")
     assert told(*words)[0]["n"] == 6
-    kept = predictions.load(next(run.folder.glob("predictions/*")))
-    assert kept.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    stored = predictions.load(next(run.folder.glob("predictions/*")))
+    assert stored.labels.tolist() == [0, 0, 1, 1, 2, 2]
     status, _, error = call(*words, "--data", c.data.path)
     assert status == 2
     assert "holds the images that" in error
@@ -218,5 +218,5 @@ def test_images_that_are_enlarged_are_counted(folder, tmp_path, protocol, told, 
     words = ("evaluate", "cifar_resnet-8", "--protocol", protocol, "--data", tmp_path / "val")
     words += ("--runs", folder / "runs")
     assert told(*words)[0]["enlarged"] == 3
-    shown = " ".join(call(*words)[1].split())
-    assert "are smaller than 8 pixels and were enlarged" in shown
+    output = " ".join(call(*words)[1].split())
+    assert "are smaller than 8 pixels and were enlarged" in output
