@@ -31,8 +31,8 @@ def test_a_page_with_all_parts_and_the_arrays_are_written(look, tmp_path):
     words = ("--units", 3, "--images", 10, "--bits", 16, "--out", tmp_path / "inside", "--json")
     status, out, err = look(*words)
     assert status == 0, err
-    told = json.loads(out)
-    page = Path(told["report"]).read_text()
+    answer = json.loads(out)
+    page = Path(answer["report"]).read_text()
     for words in (
         "Inside cifar_resnet-8-made",
         "kernels of conv1/conv",
@@ -47,15 +47,15 @@ def test_a_page_with_all_parts_and_the_arrays_are_written(look, tmp_path):
         assert words in page, words
     assert page.count("data:image/png;base64") >= 1 + 4 + 12 + 12
     assert all(part in err for part in inspection.PARTS)
-    with np.load(told["arrays"]) as file:
+    with np.load(answer["arrays"]) as file:
         assert file["filters/kernels"].shape == (3, 3, 1, 8)
         assert file["units/stage2/ids"].shape == (3, 8)
         assert file["codes/autoencoder/training"].shape == (40, 16)
         assert file["saliency/maps"].shape == (6, SIDE, SIDE)
         assert file["statistics/layers"][0] == "conv1"
-    assert set(told["codes"]) == {"autoencoder", "PCA", "projections"}
-    assert told["left_out"] == {}
-    assert [one["layer"] for one in told["gradients"]][-1] == "fc"
+    assert set(answer["codes"]) == {"autoencoder", "PCA", "projections"}
+    assert answer["left_out"] == {}
+    assert [row["layer"] for row in answer["gradients"]][-1] == "fc"
     tables = {file.name for file in (tmp_path / "inside").iterdir()}
     assert {"layers.csv", "codes.json", "report.html", "inspection.npz", "figures"} <= tables
 
@@ -114,12 +114,12 @@ def test_image_files_of_other_classes_without_parts(call, runs_folder, tmp_path)
     status, out, err = call("inspect", "cifar_resnet-14", *words)
     assert status == 0, err
     assert "left out: " in err
-    told = json.loads(out)
-    page = Path(told["report"]).read_text()
+    answer = json.loads(out)
+    page = Path(answer["report"]).read_text()
     assert "every fifth image is a test image here" in page
     assert "the class that the network finds" in page
-    assert "are not the network" in told["left_out"]["gradients"]
-    with np.load(told["arrays"]) as file:
+    assert "are not the network" in answer["left_out"]["gradients"]
+    with np.load(answer["arrays"]) as file:
         # Six of seven, and without the last, which is the bad one.
         assert file["nearest/queries"].tolist() == [0, 5, 10, 20, 25]
         assert file["codes/tested_ids"].tolist() == [0, 5, 10, 15, 20, 25]

@@ -28,13 +28,13 @@ SIDE, STRIDE = 28, 4  # of the network, and of its places in a larger image
 def images(n, width, rng):
     """Images of noise with an oblong, whose brightness tells the class; its box."""
     labels = np.arange(n) % 3
-    made = rng.integers(0, 60, (n, 32, width, 1), dtype=np.uint8)
+    pixels = rng.integers(0, 60, (n, 32, width, 1), dtype=np.uint8)
     boxes = np.zeros((n, 4))
-    for image, box, k in zip(made, boxes, labels, strict=True):
+    for image, box, k in zip(pixels, boxes, labels, strict=True):
         top, left = rng.integers(0, 18), rng.integers(0, width - 14)
         image[top : top + 14, left : left + 12] += np.uint8(60 * (k + 1))
         box[:] = left, top, left + 12, top + 14
-    return made, labels, boxes
+    return pixels, labels, boxes
 
 
 def config(path, **overrides):
@@ -58,10 +58,10 @@ def made(root, width, normalise):
     for i, image in enumerate(arrays["test_images"]):
         Image.fromarray(image[..., 0]).save(root / f"{i}.png")
     np.savez(root / "images.npz", **arrays)
-    given = {"data.normalise": normalise}
-    first = trained(config(root / "images.npz", **given), root / "runs")
-    given |= {"train.boxes": "per_class", "data.boxes": "own", "seeding.classifier": "fresh"}
-    own = config(root / "images.npz", **given)
+    overrides = {"data.normalise": normalise}
+    first = trained(config(root / "images.npz", **overrides), root / "runs")
+    overrides |= {"train.boxes": "per_class", "data.boxes": "own", "seeding.classifier": "fresh"}
+    own = config(root / "images.npz", **overrides)
     graph.forget_data()
     mine = configs.Study("mine", "mine", own, ())
     job = graph._job(mine, "boxes", own, own.seed, None, root / "runs", first)
@@ -99,10 +99,10 @@ def by_hand(localiser, pixels):
     """(classes, probabilities, boxes), window by window, of an image that is not scaled."""
     run = localiser
     nets = []
-    for one in (run, runs.Run(run.folder.parent / run.config().seeding.run)):
-        _, arrays = checkpoints.load_network(one.checkpoints)
-        nets.append(skeleton(one.config(), 3, 1, train=False).merge(*for_tests(arrays)))
-    seen = preprocessing.load(run.folder / preprocessing.FILE).normalise
+    for net_run in (run, runs.Run(run.folder.parent / run.config().seeding.run)):
+        _, arrays = checkpoints.load_network(net_run.checkpoints)
+        nets.append(skeleton(net_run.config(), 3, 1, train=False).merge(*for_tests(arrays)))
+    normalisation = preprocessing.load(run.folder / preprocessing.FILE).normalise
 
     def scores(net, image):
         places = [
@@ -111,17 +111,17 @@ def by_hand(localiser, pixels):
             for left in range(0, image.shape[1] - SIDE + 1, STRIDE)
         ]
         x = np.stack([image[top : top + SIDE, left : left + SIDE] for top, left in places])
-        return np.array(places), np.asarray(net((x - seen.mean) / seen.std))
+        return np.array(places), np.asarray(net((x - normalisation.mean) / normalisation.std))
 
     image = pixels.astype(np.float32)
-    places, said = scores(nets[0], image)
+    places, outputs = scores(nets[0], image)
     _, classes = scores(nets[1], image)
     both = [classes.mean(axis=0), scores(nets[1], image[:, ::-1])[1].mean(axis=0)]
-    p = np.mean([jax.nn.softmax(one) for one in both], axis=0)
+    p = np.mean([jax.nn.softmax(logits) for logits in both], axis=0)
     trust = np.asarray(jax.nn.softmax(classes))
     boxes = []
     for k in np.argsort(-p):
-        column, row, width, height = SIDE * said.reshape(-1, 3, 4)[:, k].T
+        column, row, width, height = SIDE * outputs.reshape(-1, 3, 4)[:, k].T
         left, top = places[:, 1] + column - width / 2, places[:, 0] + row - height / 2
         own = np.stack([left, top, left + width, top + height], axis=1)
         boxes.append(merging.merge(own, trust[:, k])[0][0])
@@ -130,9 +130,9 @@ def by_hand(localiser, pixels):
 
 def test_predict_merges_the_boxes_of_every_window(localiser, folder, predicted):
     words = [folder / f"{i}.png" for i in range(3)]
-    told = predicted(*words)
-    assert (told["classifier"], told["scales"]) == (localiser.config().seeding.run, [32])
-    for path, image in zip(words, told["images"], strict=True):
+    answer = predicted(*words)
+    assert (answer["classifier"], answer["scales"]) == (localiser.config().seeding.run, [32])
+    for path, image in zip(words, answer["images"], strict=True):
         labels, p, boxes = by_hand(localiser, np.asarray(Image.open(path))[..., None])
         assert [row["label"] for row in image["classes"]] == labels.tolist()
         np.testing.assert_allclose([row["probability"] for row in image["classes"]], p, rtol=1e-4)
@@ -143,11 +143,11 @@ def test_predict_of_test_images_says_what_localise_does(localiser, folder, told,
     told("localise", localiser.folder)
     (file,) = localiser.folder.glob("predictions/localised-*.npz")
     images = predicted(*(folder / f"{i}.png" for i in range(9)))["images"]
-    with np.load(file) as kept:
+    with np.load(file) as saved:
         labels = [[row["label"] for row in image["classes"]] for image in images]
-        np.testing.assert_array_equal(kept["classes"], labels)
+        np.testing.assert_array_equal(saved["classes"], labels)
         boxes = [[row["box"] for row in image["classes"]] for image in images]
-        np.testing.assert_allclose(kept["boxes"], boxes, atol=1e-2)
+        np.testing.assert_allclose(saved["boxes"], boxes, atol=1e-2)
 
 
 def test_boxes_of_images_of_any_size_are_in_pixels_of_the_file(predicted, tmp_path):
@@ -167,10 +167,10 @@ def test_boxes_of_images_of_any_size_are_in_pixels_of_the_file(predicted, tmp_pa
 
 
 def test_several_scales_are_merged(folder, predicted):
-    one, both = predicted(folder / "1.png"), predicted(folder / "1.png", "--Q", "32,48")
+    single, both = predicted(folder / "1.png"), predicted(folder / "1.png", "--Q", "32,48")
     assert both["scales"] == [32, 48]
     probabilities = [
-        [row["probability"] for row in told["images"][0]["classes"]] for told in (one, both)
+        [row["probability"] for row in answer["images"][0]["classes"]] for answer in (single, both)
     ]
     assert probabilities[0] != probabilities[1]
     np.testing.assert_allclose(np.sum(probabilities, axis=1), 1, rtol=1e-5)
@@ -215,9 +215,9 @@ def test_options_for_boxes_are_refused_of_a_classifier(seeding, folder, call):
 
 
 def test_a_localiser_is_no_classifier(localiser, seeding):
-    with pytest.raises(configs.ConfigError, match="says boxes") as told:
+    with pytest.raises(configs.ConfigError, match="says boxes") as raised:
         classifier.load(localiser.folder)
-    assert str(told.value) == (
+    assert str(raised.value) == (
         f"{localiser.id} says boxes (train.boxes='per_class'), not classes; expected a classifier, "
         f"such as {seeding.id}, which seeds it"
     )
@@ -239,8 +239,8 @@ def test_errors_of_boxes_and_of_classes_are_not_compared(localiser, seeding, cal
 
 
 def test_a_comparison_of_boxes_says_so_in_a_line_of_its_own(localiser, call, tmp_path):
-    other = shutil.copytree(localiser.folder, tmp_path / "other")
-    status, out, err = call("compare", localiser.folder, other)
+    copied = shutil.copytree(localiser.folder, tmp_path / "other")
+    status, out, err = call("compare", localiser.folder, copied)
     assert status == 0, err
     assert "\\n" not in out
     assert "Top-1: error of boxes" in out
@@ -248,8 +248,8 @@ def test_a_comparison_of_boxes_says_so_in_a_line_of_its_own(localiser, call, tmp
 
 def test_a_folder_with_an_at_sign_names_no_scales(localiser, told, tmp_path):
     copied = shutil.copytree(localiser.folder.parent, tmp_path / "me@host" / "runs")
-    found = told("localise", copied / localiser.id)
-    assert found["localisers"] == told("localise", localiser.folder)["localisers"]
+    answer = told("localise", copied / localiser.id)
+    assert answer["localisers"] == told("localise", localiser.folder)["localisers"]
 
 
 def test_runs_are_named_once(localiser, seeding, call):
@@ -269,9 +269,9 @@ def test_nothing_is_reused_of_a_classifier_that_was_trained_anew(localiser, tmp_
     before = localise.localise([(Localiser(evaluate.Subject(run, devices.mesh())), (32,))])
     assert localised.load(run, localised.about(at)) is not None
     shutil.rmtree(own.checkpoints)
-    made = own.read("run")
+    record = own.read("run")
     shutil.copytree(seed_anew(own, tmp_path / "anew"), own.checkpoints)
-    runs.write_json(own.folder / "run.json", {**made, "created": "later"})
+    runs.write_json(own.folder / "run.json", {**record, "created": "later"})
     assert localised.load(run, localised.about(at)) is None
     after = localise.localise([(Localiser(evaluate.Subject(run, devices.mesh())), (32,))])
     assert not np.array_equal(after.boxes, before.boxes)
@@ -291,17 +291,17 @@ def test_boxes_are_not_tested_on_other_images(localiser, folder, call):
 
 def test_features_of_a_localiser_are_those_of_any_network(localiser, folder, told):
     (own,) = told("features", localiser.folder)
-    (given,) = told("features", localiser.folder, "--data", folder / "images.npz")
-    for found in (own, given):
-        assert (found["layer"], found["n"], found["features"]) == ("F6", 69, 84)
+    (of_npz,) = told("features", localiser.folder, "--data", folder / "images.npz")
+    for answer in (own, of_npz):
+        assert (answer["layer"], answer["n"], answer["features"]) == ("F6", 69, 84)
 
 
 def test_inspection_leaves_out_what_needs_scores_of_classes(localiser, told, tmp_path):
     words = ("--parts", "filters,occlusion,saliency,statistics", "--out", tmp_path)
-    found = told("inspect", localiser.folder, *words)
-    assert set(found["left_out"]) == {"occlusion", "saliency", "gradients"}
-    assert len({*found["left_out"].values()}) == 1
-    assert found["statistics"]
+    answer = told("inspect", localiser.folder, *words)
+    assert set(answer["left_out"]) == {"occlusion", "saliency", "gradients"}
+    assert len({*answer["left_out"].values()}) == 1
+    assert answer["statistics"]
 
 
 def test_a_localiser_without_its_classifier_is_refused(localiser, folder, call, tmp_path):
@@ -315,10 +315,10 @@ def test_a_localiser_without_its_classifier_is_refused(localiser, folder, call, 
     )
 
 
-def reported(*found):
+def reported(*trained_runs):
     rows = [
         results.Row("s", run.id, "lenet5:modern", {0: run.folder}, state="finished")
-        for run in found
+        for run in trained_runs
     ]
     collected = results.collect(rows)
     table = study.table(collected, "title", "profile")
