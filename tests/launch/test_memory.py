@@ -48,15 +48,15 @@ def test_maps_go_with_the_images_of_a_micro_batch_on_a_device(arch, chips):
 
     zero = 2 * need(arch, chips, batch=256).maps - need(arch, chips, batch=512).maps
     base = zero  # gradients, and parameters in bfloat16: the same at any batch
-    whole = grows()
-    assert grows(batch=1024) == pytest.approx(2 * whole, rel=0.01)
-    assert grows(train__accumulate=2) == pytest.approx(whole / 2, rel=0.01)
+    growth = grows()
+    assert grows(batch=1024) == pytest.approx(2 * growth, rel=0.01)
+    assert grows(train__accumulate=2) == pytest.approx(growth / 2, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["v5e:2x4", "h100:8"])
 def test_devices_share_maps_and_each_has_the_state(name):
-    one = "v5e:1x1" if name.startswith("v5e") else GPU
-    many, single = need("resnet:18", name, batch=2048), need("resnet:18", one, batch=256)
+    device = "v5e:1x1" if name.startswith("v5e") else GPU
+    many, single = need("resnet:18", name, batch=2048), need("resnet:18", device, batch=256)
     assert many.state == single.state
     assert many.images == single.images
     assert many.maps == pytest.approx(single.maps, rel=0.05)
@@ -86,20 +86,20 @@ def mended(arch, batch, room, count=1, dtype="float32", **changes):
     keys = {key.replace("__", "."): value for key, value in changes.items()}
     config = programs.config_of(arch, dtype, batch, keys)
     census = network.cost(config, 1000, 3)
-    found = memory.mends(census, config, "tpu", room, count)
-    for one in found:
-        assert memory.need(census, config, "tpu", count, 0, one).total <= room
-        if parts := one.get("train.accumulate"):
+    mends = memory.mends(census, config, "tpu", room, count)
+    for mend in mends:
+        assert memory.need(census, config, "tpu", count, 0, mend).total <= room
+        if parts := mend.get("train.accumulate"):
             assert batch % (parts * count) == 0
             assert (batch // parts) % (config.model.get("bn_group_size") or 1) == 0
-    return found
+    return mends
 
 
 def test_mends_are_the_least_that_fit():
     assert mended("resnet:152", 256, 16e9) == [{"train.accumulate": 4}, {"train.remat": True}]
     both = mended("resnet:152", 256, 5e9)
     assert both
-    assert {len(one) for one in both} == {min(map(len, both))}
+    assert {len(mend) for mend in both} == {min(map(len, both))}
     assert mended("vgg:D", 256, 1e9) == []  # parameters and momentum alone are more
 
 
@@ -107,7 +107,7 @@ def test_mends_keep_groups_whole_and_spread_over_the_devices():
     (first, *_) = mended("resnet:152", 2048, 16e9, count=8, model__bn_group_size=32)
     assert first["train.accumulate"] in (2, 4, 8)
     only = mended("resnet:152", 256, 16e9, train__remat=True, model__bn_group_size=256)
-    assert all("train.accumulate" not in one for one in only)
+    assert all("train.accumulate" not in mend for mend in only)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_groups_that_span_devices_exchange_twice_a_micro_batch(devices_, group, 
 @pytest.fixture
 def plan(tmp_path, call):
     def plan(*words):
-        done = call(
+        result = call(
             "table",
             "resnet",
             "--profile",
@@ -141,7 +141,7 @@ def plan(tmp_path, call):
             "--runs",
             tmp_path,
         )
-        return done
+        return result
 
     return plan
 
@@ -154,9 +154,9 @@ def test_a_plan_names_rows_that_do_not_fit_and_what_makes_them_fit(plan):
     assert "152" in warning
     for word in ("GiB on each device of v5e:1x1", "14.9", "train.accumulate=", "train.remat=true"):
         assert word in warning
-    (found,) = document["runs"][0]["fits"]
-    assert found["needed"] > found["there"] == 16e9
-    assert {"train.remat": True} in found["mends"]
+    (misfit,) = document["runs"][0]["fits"]
+    assert misfit["needed"] > misfit["there"] == 16e9
+    assert {"train.remat": True} in misfit["mends"]
 
 
 def test_a_plan_names_groups_that_span_devices(plan):
@@ -174,13 +174,13 @@ def test_without_accelerators_nothing_is_warned_of(plan):
 
 
 def test_accelerators_of_this_machine_are_warned_of(plan, monkeypatch):
-    there = devices.Probe("tpu", 4, 1e12, memory=2 * 2**30, kind="TPU v9")
+    probe = devices.Probe("tpu", 4, 1e12, memory=2 * 2**30, kind="TPU v9")
     monkeypatch.setattr(devices, "plugins", lambda platform: ["some"])
-    monkeypatch.setattr(devices, "probe", lambda slot: there)
+    monkeypatch.setattr(devices, "probe", lambda slot: probe)
     assert fit.targets(None) == [fit.Devices("4 x TPU v9", "tpu", 4, 2 * 2**30)]
-    monkeypatch.setattr(devices, "probe", lambda slot: dataclasses.replace(there, platform="gpu"))
+    monkeypatch.setattr(devices, "probe", lambda slot: dataclasses.replace(probe, platform="gpu"))
     assert fit.targets(None)[0].count == 1  # a row has one GPU
-    monkeypatch.setattr(devices, "probe", lambda slot: dataclasses.replace(there, platform="cpu"))
+    monkeypatch.setattr(devices, "probe", lambda slot: dataclasses.replace(probe, platform="cpu"))
     assert fit.targets(None) == []
 
 
@@ -201,12 +201,12 @@ def test_chips_of_a_sweep_go_with_a_dry_run(call, tmp_path):
 def test_doctor_tells_what_does_not_fit_and_survives_what_is_broken(monkeypatch):
     rows = json.dumps([["resnet/resnet-152", "train.remat=true makes it fit"]])
     monkeypatch.setattr(doctor, "MEMORY", f"print('''{rows}''')")
-    (found,) = doctor._memory("tpu", 16 * 2**30)
-    assert (found.what, found.state) == ("memory", "warn")
-    assert "train.remat=true makes it fit: resnet/resnet-152" in found.mend
+    (finding,) = doctor._memory("tpu", 16 * 2**30)
+    assert (finding.what, finding.state) == ("memory", "warn")
+    assert "train.remat=true makes it fit: resnet/resnet-152" in finding.mend
     monkeypatch.setattr(doctor, "MEMORY", "print('[]')")
-    (found,) = doctor._memory("tpu", 16 * 2**30)
-    assert found.state == "ok"
+    (finding,) = doctor._memory("tpu", 16 * 2**30)
+    assert finding.state == "ok"
     monkeypatch.setattr(doctor, "MEMORY", "import no_such_package")
     assert list(doctor._memory("tpu", 16 * 2**30)) == []
 
@@ -221,9 +221,9 @@ def test_a_share_of_memory_that_is_no_number_is_told(monkeypatch):
 
 
 def test_rows_of_the_paper_profile_are_looked_at():
-    found = dict(fit.too_large("tpu", 16e9))
-    assert any("152" in row for row in found)
-    assert not any("resnet-18" in row for row in found)
+    mends = dict(fit.too_large("tpu", 16e9))
+    assert any("152" in row for row in mends)
+    assert not any("resnet-18" in row for row in mends)
 
 
 # --------------------------------------------------------------- with the compilers installed

@@ -64,9 +64,9 @@ def network(run):
     return {f"{kind}.{n}": np.asarray(a) for kind in trees for n, a in trees[kind].items()}
 
 
-def until(found, seconds=120):
+def until(condition, seconds=120):
     end = time.monotonic() + seconds
-    while not found():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
 
@@ -97,27 +97,27 @@ def test_stopped_and_lost_runs_go_on_as_if_alone(alone, tmp_path):
     assert job.wait(timeout=120) not in (2, 3)  # or it would not be started again
     assert start(tmp_path, members, restarts=1).wait(timeout=300) == 0
     for run in members:
-        found = network(run)
-        for name, array in alone[run.config().seed].items():
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
+        arrays = network(run)
+        for name, expected in alone[run.config().seed].items():
+            np.testing.assert_array_equal(arrays[name], expected, err_msg=name)
 
 
 def test_run_that_is_cancelled_or_fails_leaves_the_others_alone(alone, tmp_path):
-    cancelled, failing, other = (
+    cancelled, failing, intact = (
         create(tmp_path, seed, steps) for seed, steps in ((0, 100_000), (2, 10), (1, 10))
     )
     about = json.loads((failing.folder / "run.json").read_text())
     about["config"]["schedule"]["lr"] = 1e4
     (failing.folder / "run.json").write_text(json.dumps(about))
-    job = start(tmp_path, [cancelled, failing, other])
+    job = start(tmp_path, [cancelled, failing, intact])
     until(lambda: any(cancelled.checkpoints.glob("5")))
     write_json(cancelled.folder / "cancelled.json", {"time": time.time(), "by": "me"})
     assert job.wait(timeout=300) == 3
     assert state.of(cancelled)[0] == "cancelled"
     assert state.of(failing)[0] == "failed"
-    found = network(other)
-    for name, array in alone[1].items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    arrays = network(intact)
+    for name, expected in alone[1].items():
+        np.testing.assert_array_equal(arrays[name], expected, err_msg=name)
 
 
 def test_run_of_another_job_is_left_to_it(tmp_path):
@@ -154,12 +154,12 @@ def test_gpus_are_shared_with_their_memory(monkeypatch):
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv(pack.MEMORY, raising=False)
-    found = pack.environments(5)
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in found] == ["0", "1", "0", "1", "0"]
-    assert [one[pack.MEMORY] for one in found] == ["0.300", "0.450", "0.300", "0.450", "0.300"]
-    assert all(pack.MEMORY not in one for one in pack.environments(2))
+    envs = pack.environments(5)
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in envs] == ["0", "1", "0", "1", "0"]
+    assert [env[pack.MEMORY] for env in envs] == ["0.300", "0.450", "0.300", "0.450", "0.300"]
+    assert all(pack.MEMORY not in env for env in pack.environments(2))
     monkeypatch.delenv("SLURM_GPUS_ON_NODE")
-    shares = [one.get("CNN_DEPTH_CORES") for one in pack.environments(2)]
+    shares = [env.get("CNN_DEPTH_CORES") for env in pack.environments(2)]
     assert len(shares) == 2
 
 
@@ -167,12 +167,12 @@ def test_gpus_are_shared_with_their_memory(monkeypatch):
 
 
 def items(folder, rows):
-    found = []
+    to_submit = []
     for name, after in rows.items():
         (folder / name).mkdir(parents=True)
         (folder / name / "run.json").write_text('{"config": {}}')
-        found.append(backend.Item(Run(folder / name), name, (), after))
-    return found
+        to_submit.append(backend.Item(Run(folder / name), name, (), after))
+    return to_submit
 
 
 def test_rows_that_seed_none_share_jobs(tmp_path):
@@ -187,8 +187,8 @@ def test_rows_that_seed_none_share_jobs(tmp_path):
 
 
 def test_a_thousand_rows_are_125_jobs(tmp_path):
-    found = items(tmp_path, {f"row-{i}": None for i in range(1000)})
-    (array,) = backend.sort_out(found, {}, tmp_path, pack=8).arrays
+    rows = items(tmp_path, {f"row-{i}": None for i in range(1000)})
+    (array,) = backend.sort_out(rows, {}, tmp_path, pack=8).arrays
     assert len(array.groups) == 125
 
 
@@ -198,8 +198,8 @@ def test_state_of_a_run_whose_job_goes_on_with_others(tmp_path):
     write_json(run.folder / "failed.json", {"reason": "NaN"})
     look = state.look(run.folder)
     assert state.decide(look, queue)[0] == "running"  # a failed run that is tried again
-    told = {"state": "ended", "job": JOB, "time": time.time(), "host": "n1"}
-    write_json(run.folder / "progress.json", told)
+    progress = {"state": "ended", "job": JOB, "time": time.time(), "host": "n1"}
+    write_json(run.folder / "progress.json", progress)
     assert state.decide(state.look(run.folder), queue) == ("failed", "NaN")
     assert backend.queued_as(run, queue) == ""  # it can be submitted again
     write_json(run.folder / "job.json", {"backend": "slurm", "job": JOB, "packed": 1})
@@ -208,24 +208,24 @@ def test_state_of_a_run_whose_job_goes_on_with_others(tmp_path):
 
 
 def test_run_is_tried_again_while_its_job_goes_on_with_others(tmp_path, monkeypatch):
-    failed, other = create(tmp_path, 0), create(tmp_path, 1)
+    failed, running = create(tmp_path, 0), create(tmp_path, 1)
     write_json(failed.folder / "failed.json", {"reason": "a bad file"})
-    told = {"state": "ended", "job": JOB, "time": time.time(), "host": "n1"}
-    write_json(failed.folder / "progress.json", told)
-    there, cancelled, submitted = {JOB: Queued(JOB, "RUNNING", "n1", "", "")}, [], []
+    progress = {"state": "ended", "job": JOB, "time": time.time(), "host": "n1"}
+    write_json(failed.folder / "progress.json", progress)
+    queue, cancelled, submitted = {JOB: Queued(JOB, "RUNNING", "n1", "", "")}, [], []
 
     def submit(array, after, cluster, folder):
         submitted.extend(item.run.id for item in array.items)
         write_json(array.items[0].run.folder / "job.json", {"backend": "slurm", "job": "8"})
         return dict.fromkeys(submitted, "8")
 
-    monkeypatch.setattr(squeue, "recent_jobs", lambda users: there)
+    monkeypatch.setattr(squeue, "recent_jobs", lambda users: queue)
     monkeypatch.setattr(squeue, "cancel", cancelled.append)
-    monkeypatch.setattr(backend, "queue", lambda runs: there)
+    monkeypatch.setattr(backend, "queue", lambda runs: queue)
     monkeypatch.setattr(backend, "_submit", submit)
     monkeypatch.setattr(backend.shutil, "which", lambda name: name)
     rows = row_states.read(tmp_path).rows
-    assert {row.run: row.state for row in rows} == {failed.id: "failed", other.id: "running"}
+    assert {row.run: row.state for row in rows} == {failed.id: "failed", running.id: "running"}
     chosen = [row for row in rows if row.state == "failed"]
     jobs, _ = retry.again(chosen, tmp_path, {"sbatch": {}}, print)
     assert jobs == {failed.id: "8"}
@@ -234,13 +234,13 @@ def test_run_is_tried_again_while_its_job_goes_on_with_others(tmp_path, monkeypa
 
 def test_cancelled_run_of_a_job_that_waits_is_cancelled_at_once(tmp_path, monkeypatch):
     first, second = create(tmp_path, 0), create(tmp_path, 1)
-    there, ended = {JOB: Queued(JOB, "PENDING", "", "Priority", "")}, []
+    queue, ended = {JOB: Queued(JOB, "PENDING", "", "Priority", "")}, []
 
     def end(jobs):
         ended.extend(jobs)
         return {}
 
-    monkeypatch.setattr(squeue, "recent_jobs", lambda users: there)
+    monkeypatch.setattr(squeue, "recent_jobs", lambda users: queue)
     monkeypatch.setattr(squeue, "cancel", end)
 
     def cancel_one(run):
@@ -250,9 +250,9 @@ def test_cancelled_run_of_a_job_that_waits_is_cancelled_at_once(tmp_path, monkey
 
     assert cancel_one(first) == {first.id: "cancelled", second.id: "queued"}
     assert not ended  # the job still is to do the other run
-    assert backend.queued_as(first, there) == ""  # it can be submitted again
+    assert backend.queued_as(first, queue) == ""  # it can be submitted again
     with first.lock():  # by hand, on this machine
-        assert state.decide(state.look(first.folder), there)[0] == "stopping"
+        assert state.decide(state.look(first.folder), queue)[0] == "stopping"
     assert cancel_one(second) == {first.id: "cancelled", second.id: "cancelled"}
     assert ended == [JOB]  # nothing is left for it to do
 

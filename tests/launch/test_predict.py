@@ -50,14 +50,14 @@ def test_bad_files_are_named_and_the_others_classified(run, images, predicted):
     Path("text.jpg").write_text("no image")
     words = [images[0], "text.jpg", "gone.png", images[1]]
     status, out, err = predicted(*words, "--json")
-    told = json.loads(out)
+    answer = json.loads(out)
     assert status == 1
-    assert [image["image"] for image in told["images"]] == images[:2]
-    assert [bad["image"] for bad in told["bad"]] == ["text.jpg", "gone.png"]
+    assert [image["image"] for image in answer["images"]] == images[:2]
+    assert [bad["image"] for bad in answer["bad"]] == ["text.jpg", "gone.png"]
     assert "left out: text.jpg is no image that Pillow can read" in err
     assert "left out: image gone.png does not exist" in err
     status, out, _ = predicted(*images[:2], "--json")
-    assert (status, json.loads(out)["images"], json.loads(out)["bad"]) == (0, told["images"], [])
+    assert (status, json.loads(out)["images"], json.loads(out)["bad"]) == (0, answer["images"], [])
     status, out, err = predicted("text.jpg", "gone.png")
     assert (status, out) == (2, "")
     assert err.endswith("cnn-depth: error: none of 2 files can be used\n")
@@ -65,26 +65,26 @@ def test_bad_files_are_named_and_the_others_classified(run, images, predicted):
 
 
 def test_many_images_are_classified_batch_by_batch(run, images, monkeypatch, predicted):
-    sizes, whole = [], classifier.Classifier.log_posteriors
+    sizes, original = [], classifier.Classifier.log_posteriors
 
     def log_posteriors(self, views, batch):
         sizes.append(len(views))
-        return whole(self, views, batch)
+        return original(self, views, batch)
 
     drawn = []
     monkeypatch.setattr(predict, "BATCH", 2)
     monkeypatch.setattr(predict, "PICTURED", 3)
     monkeypatch.setattr(classifier.Classifier, "log_posteriors", log_posteriors)
-    monkeypatch.setattr(picture, "draw", lambda views, found, path: drawn.append((views, found)))
+    monkeypatch.setattr(picture, "draw", lambda views, shown, path: drawn.append((views, shown)))
     Path("text.jpg").write_text("no image")
     status, out, _ = predicted(*images[:3], "text.jpg", *images[3:], "text.jpg", "--json")
-    told = json.loads(out)["images"]
+    answers = json.loads(out)["images"]
     assert (status, sizes) == (1, [2, 2, 1])
-    ((views, found),) = drawn
-    assert (len(views), found) == (3, told[:3])
+    ((views, shown),) = drawn
+    assert (len(views), shown) == (3, answers[:3])
     model = classifier.load(run)
-    for name, image in zip(images, told, strict=True):
-        p = np.exp(whole(model, model.read(name)[None]))[0]
+    for name, image in zip(images, answers, strict=True):
+        p = np.exp(original(model, model.read(name)[None]))[0]
         best = np.argsort(-p)[:5].tolist()
         assert [row["label"] for row in image["classes"]] == best
         np.testing.assert_allclose([r["probability"] for r in image["classes"]], p[best], rtol=1e-4)

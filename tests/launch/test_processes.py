@@ -81,17 +81,17 @@ def test_one_step_of_two_processes_equals_one_of_one(source, photographs, tmp_pa
     tests = '[{"protocol": "center", "scales": null, "flip": false}]'
     first, second = start(alone, 1, tests), start(together, 2, tests)
     assert end(first) + end(second) == [0, 0, 0]
-    (_, one), (_, two) = network(alone), network(together)
-    for name, array in one.items():
+    (_, of_one), (_, of_two) = network(alone), network(together)
+    for name, array in of_one.items():
         scale = np.abs(array).max()
-        np.testing.assert_allclose(two[name], array, rtol=0, atol=1e-6 * scale, err_msg=name)
+        np.testing.assert_allclose(of_two[name], array, rtol=0, atol=1e-6 * scale, err_msg=name)
     # Each process tested its share; what is kept is the whole, in order.
-    found = [
+    tested = [
         predictions.load(r.folder / "predictions" / "test-center.npz") for r in (alone, together)
     ]
-    np.testing.assert_array_equal(found[0].ids, found[1].ids)
-    np.testing.assert_array_equal(found[0].labels, found[1].labels)
-    np.testing.assert_allclose(found[0].posteriors, found[1].posteriors, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(tested[0].ids, tested[1].ids)
+    np.testing.assert_array_equal(tested[0].labels, tested[1].labels)
+    np.testing.assert_allclose(tested[0].posteriors, tested[1].posteriors, rtol=0, atol=1e-4)
     assert (together.read("progress") or {})["processes"] == 2
     assert not list(together.folder.glob("*.partial"))
 
@@ -102,11 +102,11 @@ def test_localiser_of_two_processes_is_that_of_one(tmp_path):
     c = settings(**boxes, train__boxes="per_class", train__steps=2)
     alone, together = create(c, tmp_path / "1"), create(c, tmp_path / "2")
     assert end(start(alone, 1)) + end(start(together, 2)) == [0, 0, 0]
-    found = [
+    tested = [
         predictions.load(r.folder / "predictions" / "test-center.npz") for r in (alone, together)
     ]
-    np.testing.assert_array_equal(found[0].ids, found[1].ids)
-    np.testing.assert_allclose(found[0].boxes, found[1].boxes, rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(tested[0].ids, tested[1].ids)
+    np.testing.assert_allclose(tested[0].boxes, tested[1].boxes, rtol=0, atol=1e-3)
     errors = [
         [line["val_top1_error"] for line in r.logged() if "val_top1_error" in line]
         for r in (alone, together)
@@ -117,8 +117,8 @@ def test_localiser_of_two_processes_is_that_of_one(tmp_path):
 @pytest.mark.slow
 def test_signal_to_any_process_stops_all_at_one_step_and_they_go_on_exactly(tmp_path):
     c = settings(train__steps=60, train__validate_every_epochs=0.1)
-    whole, stopped = create(c, tmp_path / "1"), create(c, tmp_path / "2")
-    assert end(start(whole, 2)) == [0, 0]
+    undisturbed, stopped = create(c, tmp_path / "1"), create(c, tmp_path / "2")
+    assert end(start(undisturbed, 2)) == [0, 0]
     for signalled in (1, 0):
         processes = start(stopped, 2)
         before = stopped.read("progress") or {}
@@ -141,7 +141,7 @@ def test_signal_to_any_process_stops_all_at_one_step_and_they_go_on_exactly(tmp_
         f"checkpoint {largest.relative_to(stopped.checkpoints).parts[0]} is damaged"
         in (stopped.folder / "log.txt").read_text()
     )
-    (_, first), (_, second) = network(whole), network(stopped)
+    (_, first), (_, second) = network(undisturbed), network(stopped)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
@@ -149,8 +149,8 @@ def test_signal_to_any_process_stops_all_at_one_step_and_they_go_on_exactly(tmp_
 @pytest.mark.slow
 def test_kills_in_the_middle_of_a_checkpoints_write_leave_whole_ones(tmp_path):
     c = settings(train__steps=100, checkpoint__every_steps=4, train__validate_every_epochs=9)
-    whole, killed = create(c, tmp_path / "1"), create(c, tmp_path / "2")
-    assert end(start(whole, 2)) == [0, 0]
+    undisturbed, killed = create(c, tmp_path / "1"), create(c, tmp_path / "2")
+    assert end(start(undisturbed, 2)) == [0, 0]
     caught = 0
     for delay in (0.0, 0.003, 0.01, 0.03):  # before, at and after the rename
         before = newest(killed)
@@ -167,7 +167,7 @@ def test_kills_in_the_middle_of_a_checkpoints_write_leave_whole_ones(tmp_path):
     assert caught, "no kill hit the middle of a write"
     assert end(start(killed, 2)) == [0, 0]
     assert not unfinished(killed)
-    (_, first), (_, second) = network(whole), network(killed)
+    (_, first), (_, second) = network(undisturbed), network(killed)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
@@ -188,15 +188,15 @@ def test_loss_of_a_process_ends_its_job_here(tmp_path, monkeypatch):
 
     def kill(job, event):
         if event["event"] == "progress" and event["step"] == 3:
-            told = run.read("progress")
-            assert told is not None
+            progress = run.read("progress")
+            assert progress is not None
             children = subprocess.run(
                 ["pgrep", "-f", f"launch.executors.worker {run.folder}"],
                 capture_output=True,
                 text=True,
             ).stdout.split()
-            other = next(int(pid) for pid in children if int(pid) != told["pid"])
-            os.kill(other, signal.SIGKILL)
+            peer = next(int(pid) for pid in children if int(pid) != progress["pid"])
+            os.kill(peer, signal.SIGKILL)
 
     failed = local.run([job], devices.cpu_slots(1), kill, processes=2)
     assert "its process ended" in failed[run.id]
@@ -258,12 +258,12 @@ def test_images_of_several_classes_are_trained_and_tested_by_two_processes_as_by
     c = settings(tmp_path / "VOC2007", **of_several)
     alone, together = create(c, tmp_path / "1"), create(c, tmp_path / "2")
     assert end(start(alone, 1)) + end(start(together, 2)) == [0, 0, 0]
-    found = [
+    tested = [
         predictions.load(r.folder / "predictions" / "test-center.npz") for r in (alone, together)
     ]
-    np.testing.assert_array_equal(found[0].ids, found[1].ids)
-    np.testing.assert_array_equal(found[0].targets, found[1].targets)
-    np.testing.assert_allclose(found[0].posteriors, found[1].posteriors, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(tested[0].ids, tested[1].ids)
+    np.testing.assert_array_equal(tested[0].targets, tested[1].targets)
+    np.testing.assert_allclose(tested[0].posteriors, tested[1].posteriors, rtol=0, atol=1e-4)
     losses = [
         [line["val_loss"] for line in r.logged() if "val_mean_average_precision" in line]
         for r in (alone, together)

@@ -122,12 +122,12 @@ def test_traffic_counts_what_is_read_loops_and_only_the_rows_that_are_gathered()
 
 def test_exchanges_are_counted_with_their_size_and_where_they_begin_and_end():
     program = Program(HLO)
-    found = {e.name: e for e in program.exchanges}
-    assert [*found] == ["start", "apart", "channel_id=7", "summed"]
-    assert (found["summed"].times, found["summed"].bytes) == (3, 2 * 8 * 128)
-    assert found["summed"].dtypes == {"bf16"}
-    assert {found[name].times for name in ("start", "apart", "channel_id=7")} == {1}
-    assert {found[name].bytes for name in ("start", "apart", "channel_id=7")} == {4 * 1300}
+    exchanges = {e.name: e for e in program.exchanges}
+    assert [*exchanges] == ["start", "apart", "channel_id=7", "summed"]
+    assert (exchanges["summed"].times, exchanges["summed"].bytes) == (3, 2 * 8 * 128)
+    assert exchanges["summed"].dtypes == {"bf16"}
+    assert {exchanges[name].times for name in ("start", "apart", "channel_id=7")} == {1}
+    assert {exchanges[name].bytes for name in ("start", "apart", "channel_id=7")} == {4 * 1300}
     ends = {w.waits: w.instruction.name for w in program.work if w.waits}
     assert ends == {"summed": "summed", "start": "ended", "apart": "beside", "channel_id=7": "last"}
 
@@ -156,25 +156,25 @@ def test_what_devices_send_of_an_exchange_follows_from_its_kind():
 
 
 def test_an_exchange_is_hidden_by_the_operations_until_its_end():
-    def seconds(last):
+    def compiled_step(last):
         work = [
             Work(None, 1, 0, 1e12, True, Exchange("x", "all-reduce", 1, 1e9, frozenset()), ""),
             Work(None, 1, 0, 1e12, True),
             Work(None, 1, 0, 0, False, None, "x"),
             Work(None, 1, 0, last, True),
         ]
-        one = programs.Compiled(programs.Case("net", "v5e:2x4", "bfloat16", 8), None, 0)
-        one.__dict__["program"] = SimpleNamespace(
+        step = programs.Compiled(programs.Case("net", "v5e:2x4", "bfloat16", 8), None, 0)
+        step.__dict__["program"] = SimpleNamespace(
             work=work, exchanges=[w.begins for w in work if w.begins]
         )
-        return one
+        return step
 
     chip = programs.ChipSet("v5e:2x4").chip
     exchange, part = 2 * 7 / 8 * 1e9 / chip.link, 1e12 / chip.peak
-    one = seconds(last=3e12)
-    assert one.seconds == pytest.approx(max(exchange, 2 * part) + 3 * part)
-    assert one.hidden == pytest.approx(min(1, 2 * part / exchange))
-    assert one.working == pytest.approx(5 * part)
+    step = compiled_step(last=3e12)
+    assert step.seconds == pytest.approx(max(exchange, 2 * part) + 3 * part)
+    assert step.hidden == pytest.approx(min(1, 2 * part / exchange))
+    assert step.working == pytest.approx(5 * part)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def _named(text):
             kind, _, operands = rest.partition("(")
             inside, _, after = operands.partition(")")
             if not kind.endswith(("parameter", "constant")):
-                inside = ", ".join(f"%{one.strip()}" for one in inside.split(","))
+                inside = ", ".join(f"%{operand.strip()}" for operand in inside.split(","))
             line = f"  {name} = {kind}({inside}){after}"
         lines.append(line)
     return "\n".join(lines)
@@ -291,22 +291,22 @@ text = traced.lower().compile({{"xla_backend_optimization_level": 0}}).as_text()
 found = Program(text).exchanges
 print(json.dumps([(e.kind, e.times, e.bytes, sorted(e.dtypes)) for e in found]))
 """
-    done = fresh_python("-c", code, devices=8)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert {(kind, *dtypes) for kind, _, _, dtypes in found} == {("all-reduce", "f32")}
+    process = fresh_python("-c", code, devices=8)
+    assert process.returncode == 0, process.stderr
+    exchanges = json.loads(process.stdout.splitlines()[-1])
+    assert {(kind, *dtypes) for kind, _, _, dtypes in exchanges} == {("all-reduce", "f32")}
     layers = census("cifar_resnet:8", width=0.25).layers
     channels = [row.output_shape[-1] for row in layers if row.kind == "norm"]
     gradients = 4 * sum(row.params for row in layers)
-    sent = sum(times * size for _, times, size, _ in found)
+    sent = sum(times * size for _, times, size, _ in exchanges)
     # Of each map two sums; the metrics are two numbers. Backward sums are gradients of scale and
     # bias; where groups span devices they are needed at once, and XLA exchanges some of them twice.
     least = gradients + 4 * 2 * sum(channels)
     if group:
-        assert len(found) == 1
+        assert len(exchanges) == 1
         assert least <= sent <= least + 4 * 4
     else:
-        assert len(channels) < len(found) <= 3 * len(channels) + 1
+        assert len(channels) < len(exchanges) <= 3 * len(channels) + 1
         assert least <= sent <= least + 4 * 3 * sum(channels)
 
 
@@ -409,9 +409,9 @@ def test_chips_exchange_the_gradients_and_next_to_nothing_else(arch):
     ],
 )
 def test_gradients_are_exchanged_while_others_are_computed(arch, chips, least):
-    one = compiled(arch, chips)
-    assert one.hidden >= least
-    assert one.seconds < one.working + one.exchanging
+    step = compiled(arch, chips)
+    assert step.hidden >= least
+    assert step.seconds < step.working + step.exchanging
 
 
 @pytest.mark.programs
@@ -433,24 +433,24 @@ def test_gradients_are_exchanged_in_the_dtype_of_the_config(arch, chips):
 @pytest.mark.parametrize("arch", ["vgg:D", "resnet:50"])
 def test_a_gpus_program_holds_one_state_and_multiplies_in_its_dtype(arch):
     """The new state takes the old one's memory, so parameters and momentum are there once."""
-    one = compiled(arch, "h100:1")
+    step = compiled(arch, "h100:1")
     skeleton = network.skeleton(
         programs.config_of(arch, "bfloat16", None), classes=1000, channels=3, train=True
     )
     params, stats = (len(jax.tree.leaves(tree)) for tree in (skeleton.params, skeleton.stats))
-    assert one.program.aliased == 2 * params + stats
-    assert {*one.program.multiplied} == {"bf16 x bf16"}
-    assert one.program.flops == pytest.approx(compiled(arch, CHIP).program.flops, rel=1e-4)
+    assert step.program.aliased == 2 * params + stats
+    assert {*step.program.multiplied} == {"bf16 x bf16"}
+    assert step.program.flops == pytest.approx(compiled(arch, CHIP).program.flops, rel=1e-4)
 
 
 @pytest.mark.programs
 @pytest.mark.parametrize("chips", [CHIP, "h100:1"])
 def test_micro_batches_follow_one_another_and_take_the_memory_of_one(chips):
-    whole, parts, one = (
+    at_once, in_parts, part = (
         compiled("resnet:50", chips, batch=batch, changes=changes).memory
         for batch, changes in ((256, ()), (256, (("train.accumulate", 4),)), (64, ()))
     )
-    assert one < parts < 1.2 * one < 0.5 * whole
+    assert part < in_parts < 1.2 * part < 0.5 * at_once
 
 
 @pytest.mark.programs
@@ -458,7 +458,7 @@ def test_micro_batches_follow_one_another_and_take_the_memory_of_one(chips):
 def test_slices_and_a_pod_exchange_the_gradients_once(chips):
     """Between slices too: of what a slice's chips have summed, each exchanges its part."""
     few, many = (compiled("alexnet:two_gpu", where, batch=2048) for where in (EIGHT, chips))
-    sent = [sum(e.times * e.bytes for e in one.program.exchanges) for one in (few, many)]
+    sent = [sum(e.times * e.bytes for e in step.program.exchanges) for step in (few, many)]
     assert sent[0] * 0.98 <= sent[1] <= sent[0] * 1.2
     kinds = {e.kind for e in many.program.exchanges}
     slices = {"reduce-scatter", "all-reduce", "all-gather"}
@@ -470,10 +470,10 @@ def test_slices_and_a_pod_exchange_the_gradients_once(chips):
 @pytest.mark.programs
 @pytest.mark.parametrize("chips", [CHIP, EIGHT])
 def test_a_set_that_lies_on_the_device_is_not_copied(chips):
-    one = compiled("cifar_resnet:20", chips)
+    step = compiled("cifar_resnet:20", chips)
     images = 60_000 * 3072
-    assert one.program.largest_copy() < images / 10
-    assert images < one.memory < 2 * images
+    assert step.program.largest_copy() < images / 10
+    assert images < step.memory < 2 * images
 
 
 @pytest.mark.programs
@@ -493,15 +493,15 @@ def test_a_set_that_lies_on_the_device_is_not_copied(chips):
     ],
 )
 def test_networks_in_bfloat16_multiply_in_it_and_keep_the_shape_of_their_maps(arch):
-    one = compiled(arch)
+    step = compiled(arch)
     views = 2 if "cifar" in arch else 0  # images are cropped in float32
-    float32 = sum(n for kinds, n in one.program.multiplied.items() if "f32" in kinds.split(" x "))
+    float32 = sum(n for kinds, n in step.program.multiplied.items() if "f32" in kinds.split(" x "))
     assert float32 <= views
-    made = [array for work in one.program.work for array in shapes(work.instruction.type)]
-    assert max(len(array.dims) for array in made) <= 5
+    arrays = [array for work in step.program.work for array in shapes(work.instruction.type)]
+    assert max(len(array.dims) for array in arrays) <= 5
     macs = census(arch).macs
-    assert one.program.flops <= 2 * 3 * macs * one.case.batch * 1.02
-    assert arch == "resnet:152" or one.memory < one.chip.memory
+    assert step.program.flops <= 2 * 3 * macs * step.case.batch * 1.02
+    assert arch == "resnet:152" or step.memory < step.chip.memory
 
 
 @pytest.mark.programs
@@ -509,20 +509,20 @@ def test_networks_in_bfloat16_multiply_in_it_and_keep_the_shape_of_their_maps(ar
 @pytest.mark.parametrize("arch", ["resnet:50", "vgg:D"])
 def test_tests_in_bfloat16_multiply_in_it_and_do_no_more_than_the_network(arch, kind):
     images = 32
-    one = compiled(arch, batch=images, kind=kind)
-    assert set(one.program.multiplied) == {"bf16 x bf16"}
+    forward = compiled(arch, batch=images, kind=kind)
+    assert set(forward.program.multiplied) == {"bf16 x bf16"}
     # A whole image of 256 x 341 has at most 1.75 times the pixels of a crop.
     macs = census(arch).macs * images * (1.85 if kind == "dense" else 1)
-    assert one.program.flops <= 2 * macs * 1.02
-    assert not one.program.exchanges
+    assert forward.program.flops <= 2 * macs * 1.02
+    assert not forward.program.exchanges
 
 
 @pytest.mark.programs
 def test_the_command_prints_both_nets_and_their_ratio(capsys):
     options = ["--arch", "alexnet", "--chips", EIGHT, "--batch", "64", "--json"]
     assert cli.main(["bench", "programs", *options]) == 0
-    found = json.loads(capsys.readouterr().out)
-    ours, plain = found["programs"]
+    document = json.loads(capsys.readouterr().out)
+    ours, plain = document["programs"]
     assert (ours["plain"], plain["plain"]) == (False, True)
     ratio = ours["hbm_bytes"] / plain["hbm_bytes"]
-    assert found["items"][0]["measured"] == pytest.approx(ratio)
+    assert document["items"][0]["measured"] == pytest.approx(ratio)

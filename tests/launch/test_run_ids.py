@@ -21,23 +21,23 @@ IMAGES = graph.Images(classes=10, channels=3, fingerprint="golden", train=50_000
 
 def specs() -> list[str]:
     """Every shipped study, as it is and at each profile that it knows."""
-    found = []
+    shipped = []
     for name in configs.names():
-        found.append(name)
+        shipped.append(name)
         for profile in PROFILES:
             try:
                 configs.read(f"{name}:profile={profile}")
             except configs.ConfigError:
                 continue
-            found.append(f"{name}:profile={profile}")
-    return found
+            shipped.append(f"{name}:profile={profile}")
+    return shipped
 
 
 def identities(spec: str) -> dict[str, str]:
     """Row -> identity, of two seeds each."""
     study = configs.read(spec)
-    wanted = {row.name: range(2) for row in study.rows}
-    jobs = graph.jobs(study, wanted, {}, Path(), find=lambda config: IMAGES, check=False)
+    seeds = {row.name: range(2) for row in study.rows}
+    jobs = graph.jobs(study, seeds, {}, Path(), find=lambda config: IMAGES, check=False)
     return {job.name: job.run.id for job in jobs.values()}
 
 

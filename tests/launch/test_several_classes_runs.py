@@ -37,63 +37,63 @@ def tuned(run_in, sets, *words):
     words = ("--data", sets, "--head", "finetune", *words, "--json")
     status, out, err = run_in("transfer", "cifar_resnet-8-made", *words)
     assert status == 0, err
-    told = json.loads(out)
-    (result,), (made,) = told["results"], told["runs"]
-    return result, Path(made), err
+    answer = json.loads(out)
+    (result,), (folder,) = answer["results"], answer["runs"]
+    return result, Path(folder), err
 
 
 def test_a_network_is_trained_on_for_several_classes_an_image(run_in, sets):
     words = ("--from", "stage3", "--set", "train.epochs=2", "--precision", "eleven_points")
-    result, made, err = tuned(run_in, sets, *words)
+    result, folder, err = tuned(run_in, sets, *words)
     assert "VOC2007: images may be of several classes" in err
     assert "(train.loss=binary)" in err
     (split,) = result["splits"]
     assert (split["train"], split["test"], result["layer"]) == (22, 12, "from stage3")
     assert split["errors"] is None
-    found = predictions.load(made / "predictions" / "test-center.npz")
-    assert split["mean_average_precision"] == found.mean_average_precision("eleven_points")
-    assert split["by_class"] == found.average_precisions("eleven_points")
-    run = runs.Run(made)
+    tested = predictions.load(folder / "predictions" / "test-center.npz")
+    assert split["mean_average_precision"] == tested.mean_average_precision("eleven_points")
+    assert split["by_class"] == tested.average_precisions("eleven_points")
+    run = runs.Run(folder)
     config = run.config()
     assert (config.data.name, config.train.loss) == ("voc", "binary")
     # Every verb that reads the run.
     row = row_states.of_runs([run])[run.id]
-    assert row.error == pytest.approx(100 - found.mean_average_precision())
-    status, out, _ = run_in("evaluate", made, "--protocol", "center,dense", "--fusion")
+    assert row.error == pytest.approx(100 - tested.mean_average_precision())
+    status, out, _ = run_in("evaluate", folder, "--protocol", "center,dense", "--fusion")
     assert status == 0
     words = " ".join(out.split())
     assert "mean AP %" in words
     assert "top-1" not in words
     assert "average precision %: cow " in words
-    status, _, err = run_in("compare", made, "--protocol", "center,dense")
+    status, _, err = run_in("compare", folder, "--protocol", "center,dense")
     assert (status, "several classes each are not right or wrong" in err) == (2, True)
-    status, _, err = run_in("localise", made)
+    status, _, err = run_in("localise", folder)
     assert (status, "says classes, not boxes" in err) == (2, True)
     image = sets / "VOCdevkit/VOC2007/JPEGImages/000001.jpg"
-    status, out, _ = run_in("predict", image, "--run", made, "--json")
+    status, out, _ = run_in("predict", image, "--run", folder, "--json")
     (shown,) = json.loads(out)["images"]
     assert status == 0
-    assert sum(one["probability"] for one in shown["classes"]) != pytest.approx(1, abs=1e-3)
+    assert sum(class_["probability"] for class_ in shown["classes"]) != pytest.approx(1, abs=1e-3)
 
 
 def test_the_last_layer_alone_becomes_a_run_that_is_tested_alike(run_in, sets):
-    result, made, _ = tuned(run_in, sets, "--from", "head", "--set", "train.epochs=4")
+    result, folder, _ = tuned(run_in, sets, "--from", "head", "--set", "train.epochs=4")
     (split,) = result["splits"]
-    status, out, err = run_in("evaluate", made, "--data", sets, "--json")
+    status, out, err = run_in("evaluate", folder, "--data", sets, "--json")
     assert status == 0, err
-    (told,) = json.loads(out)
-    assert told["mean_average_precision"] == pytest.approx(split["mean_average_precision"])
-    assert list(told["average_precision"].values()) == pytest.approx(split["by_class"])
-    status, _, err = run_in("evaluate", made, "--data", "digits")
+    (tested,) = json.loads(out)
+    assert tested["mean_average_precision"] == pytest.approx(split["mean_average_precision"])
+    assert list(tested["average_precision"].values()) == pytest.approx(split["by_class"])
+    status, _, err = run_in("evaluate", folder, "--data", "digits")
     assert (status, "digits does not exist" in err) == (2, True)
 
 
 def test_a_linear_head_is_a_network_of_such_classes(run_in, sets):
     status, out, err = run_in("transfer", "cifar_resnet-8-made", "--data", sets, "--json")
     assert status == 0, err
-    told = json.loads(out)
-    (result,), (made,) = told["results"], told["runs"]
-    status, out, err = run_in("evaluate", made, "--data", sets, "--json")
+    answer = json.loads(out)
+    (result,), (folder,) = answer["results"], answer["runs"]
+    status, out, err = run_in("evaluate", folder, "--data", sets, "--json")
     assert status == 0, err
     (tested,) = json.loads(out)
     (split,) = result["splits"]
@@ -117,9 +117,9 @@ def test_an_inspection_leaves_out_what_needs_one_class_an_image(run_in, sets):
     words = ("--data", sets, "--parts", "nearest,occlusion,statistics", "--json")
     status, out, err = run_in("inspect", "cifar_resnet-8-made", *words)
     assert status == 0, err
-    told = json.loads(out)
-    assert told["left_out"] == {"gradients": "images may be of several classes"}
-    page = Path(told["report"]).read_text()
+    answer = json.loads(out)
+    assert answer["left_out"] == {"gradients": "images may be of several classes"}
+    page = Path(answer["report"]).read_text()
     assert "nearest of 24 training images" in page
     assert "Below each image its class" not in page
 
@@ -155,7 +155,7 @@ def test_a_training_names_the_set_and_the_loss(run_in, call, sets, study):
     assert status == 2
     assert "train.loss='network' gives each image one class" in err.splitlines()[-1]
     small = ("train.loss=binary", "train.batch_size=6", "train.steps=2")
-    status, out, err = run_in(*words, *(f"--set={one}" for one in small))
+    status, out, err = run_in(*words, *(f"--set={setting}" for setting in small))
     assert status == 0, err
     assert "mean average precision" in out + err
     status, _, err = call("data", "check", sets, "--data", "voc")
