@@ -55,10 +55,10 @@ def test_job_ends_with_its_program_and_is_started_again_when_that_was_stopped(sl
     cases = " ".join(f"{i}) {end};;" for i, end in enumerate(ends))
     job = submit_shell(f"{again} case $SLURM_ARRAY_TASK_ID in {cases} esac", len(ends))
     slurm.until_over(job)
-    found = {name: slurm.detail(f"{job}_{i}") for i, name in enumerate(ends)}
-    told = {name: (d["JobState"], d["ExitCode"], d["Restarts"]) for name, d in found.items()}
+    details = {name: slurm.detail(f"{job}_{i}") for i, name in enumerate(ends)}
+    outcomes = {name: (d["JobState"], d["ExitCode"], d["Restarts"]) for name, d in details.items()}
     stopped = ("COMPLETED", "0:0", "1")  # started again, it was done
-    assert told == {
+    assert outcomes == {
         "exit 0": ("COMPLETED", "0:0", "0"),
         "exit 2": ("FAILED", "2:0", "0"),
         "exit 3": ("FAILED", "3:0", "0"),
@@ -161,9 +161,9 @@ def submit(slurm, tmp_path):
     def submitted(rows, path=None, **sbatch):
         words = [sys.executable, "-c", SUBMIT, str(tmp_path), json.dumps(rows), json.dumps(sbatch)]
         more = {} if path is None else {"PATH": f"{path}:{os.environ['PATH']}"}
-        found = json.loads(slurm.run(*words, PYTHONPATH=str(ROOT), timeout=300, **more))
+        answer = json.loads(slurm.run(*words, PYTHONPATH=str(ROOT), timeout=300, **more))
         jobs.extend(job for row in rows for job in [read(tmp_path / row).get("job")] if job)
-        return found
+        return answer
 
     yield submitted
     ids = {job.partition("_")[0] for job in jobs}
@@ -185,17 +185,17 @@ def test_thousands_of_rows_are_few_arrays_and_are_submitted_once(slurm, submit, 
     arrays = Counter(job.partition("_")[0] for job in ids.values())
     assert sorted(arrays.values()) == [200, 1001, 1001]  # MaxArraySize is 1001
     assert {read(tmp_path / row)["job"] for row in rows} == set(ids.values())
-    told = slurm.detail(ids["seeded-0"].partition("_")[0])
-    assert told["Dependency"].startswith(f"afterok:{ids['seed']}")
+    detail = slurm.detail(ids["seeded-0"].partition("_")[0])
+    assert detail["Dependency"].startswith(f"afterok:{ids['seed']}")
     assert submit(rows) == {}  # Slurm has them all
 
 
 def test_refusal_is_told_in_slurms_words_and_what_was_taken_before_is_recorded(
     slurm, submit, tmp_path
 ):
-    told = submit({"a": None}, reservation="none")
-    assert re.fullmatch(r"sbatch refused a: .*[Rr]eservation.*", told)
-    assert "\n" not in told
+    error = submit({"a": None}, reservation="none")
+    assert re.fullmatch(r"sbatch refused a: .*[Rr]eservation.*", error)
+    assert "\n" not in error
     assert not read(tmp_path / "a")
 
     sbatch = shutil.which("sbatch")
@@ -206,8 +206,8 @@ def test_refusal_is_told_in_slurms_words_and_what_was_taken_before_is_recorded(
         'echo "sbatch: error: no more jobs" >&2; exit 1\n'
     )
     once.chmod(0o755)
-    told = submit({"a": None, "b": "a"}, path=once.parent)
-    assert told == "sbatch refused b: no more jobs (1 of 2 runs are submitted)"
+    error = submit({"a": None, "b": "a"}, path=once.parent)
+    assert error == "sbatch refused b: no more jobs (1 of 2 runs are submitted)"
     first = read(tmp_path / "a")["job"]
     assert not read(tmp_path / "b")
     ids = submit({"a": None, "b": "a"})  # goes on from there
@@ -220,8 +220,8 @@ def test_submission_takes_away_what_an_earlier_job_left(submit, tmp_path):
     for name in ("failed", "untested", "cancelled", "attempts", "seeding"):
         write_json(tmp_path / "a" / f"{name}.json", {"reason": "an earlier one"})
     assert list(submit({"a": None})) == ["a"]
-    left = {p.name for p in (tmp_path / "a").glob("*.json")}
-    assert left == {"run.json", "job.json", "seeding.json"}
+    files = {p.name for p in (tmp_path / "a").glob("*.json")}
+    assert files == {"run.json", "job.json", "seeding.json"}
 
 
 # ------------------------------------------------------------------------------- sweeps
@@ -229,9 +229,9 @@ def test_submission_takes_away_what_an_earlier_job_left(submit, tmp_path):
 MEASURED = ("row", "state", "top1_error", "top5_error", "train_loss", "test_loss", "n", "steps")
 
 
-def table(done):
-    assert done.returncode in (0, 1), done.stderr
-    return [{key: row[key] for key in MEASURED} for row in json.loads(done.stdout)["rows"]]
+def table(process):
+    assert process.returncode in (0, 1), process.stderr
+    return [{key: row[key] for key in MEASURED} for row in json.loads(process.stdout)["rows"]]
 
 
 def arrays_of(run):
@@ -244,50 +244,50 @@ def arrays_of(run):
 
 def test_sweep_through_slurm_is_the_sweep_here(slurm, study, tmp_path):
     words = ("sweep", study, "--json", "--runs")
-    there, here = tmp_path / "there", tmp_path / "here"
-    on_slurm = slurm.cnn_depth(*words, str(there), "--backend", "slurm", "--wait")
+    slurm_folder, local_folder = tmp_path / "there", tmp_path / "here"
+    on_slurm = slurm.cnn_depth(*words, str(slurm_folder), "--backend", "slurm", "--wait")
     assert on_slurm.returncode == 0, on_slurm.stderr
-    locally = slurm.cnn_depth(*words, str(here), "--parallel", "1")
+    locally = slurm.cnn_depth(*words, str(local_folder), "--parallel", "1")
     assert table(on_slurm) == table(locally)
 
-    runs = {p.parent.name: Run(p.parent) for p in there.glob("*/result.json")}
+    runs = {p.parent.name: Run(p.parent) for p in slurm_folder.glob("*/result.json")}
     assert len(runs) == 3
     for name, run in runs.items():
-        found, expected = arrays_of(run), arrays_of(Run(here / name))
-        assert found.keys() == expected.keys()
+        arrays, expected = arrays_of(run), arrays_of(Run(local_folder / name))
+        assert arrays.keys() == expected.keys()
         for key, value in expected.items():
-            np.testing.assert_array_equal(found[key], value, err_msg=f"{name}: {key}")
+            np.testing.assert_array_equal(arrays[key], value, err_msg=f"{name}: {key}")
 
     jobs = {run.read("run")["row"]: run.read("job")["job"] for run in runs.values()}
     shallow, deep, seeded = (slurm.detail(jobs[r]) for r in ("shallow", "deep", "deep seeded"))
     assert shallow["ArrayJobId"] == deep["ArrayJobId"]  # side by side
     assert shallow["EndTime"] <= seeded["StartTime"]
-    again = slurm.cnn_depth(*words, str(there), "--backend", "slurm")
+    again = slurm.cnn_depth(*words, str(slurm_folder), "--backend", "slurm")
     assert table(again) == table(locally)  # nothing is left to submit: the table
 
 
 def test_packed_sweep_is_the_sweep_here(slurm, study, tmp_path):
     words = ("sweep", study, "--rows", "shallow", "deep", "--json", "--runs")
-    there, here = tmp_path / "there", tmp_path / "here"
+    slurm_folder, local_folder = tmp_path / "there", tmp_path / "here"
     more = ("--backend", "slurm", "--pack", "2", "--wait")
-    on_slurm = slurm.cnn_depth(*words, str(there), *more)
+    on_slurm = slurm.cnn_depth(*words, str(slurm_folder), *more)
     assert on_slurm.returncode == 0, on_slurm.stderr
-    locally = slurm.cnn_depth(*words, str(here), "--parallel", "2")
+    locally = slurm.cnn_depth(*words, str(local_folder), "--parallel", "2")
     assert table(on_slurm) == table(locally)
-    runs = {p.parent.name: Run(p.parent) for p in there.glob("*/result.json")}
+    runs = {p.parent.name: Run(p.parent) for p in slurm_folder.glob("*/result.json")}
     assert len({run.read("job")["job"] for run in runs.values()}) == 1
     for name, run in runs.items():
-        found, expected = arrays_of(run), arrays_of(Run(here / name))
+        arrays, expected = arrays_of(run), arrays_of(Run(local_folder / name))
         for key, value in expected.items():
-            np.testing.assert_array_equal(found[key], value, err_msg=f"{name}: {key}")
+            np.testing.assert_array_equal(arrays[key], value, err_msg=f"{name}: {key}")
 
 
 @pytest.mark.slow
 def test_row_that_fails_on_slurm_blocks_only_those_it_seeds(slurm, study, tmp_path):
     words = ("sweep", f"{study}:lr=1e4", "--json", "--runs", str(tmp_path), "--backend", "slurm")
-    done = slurm.cnn_depth(*words, "--wait")
-    assert done.returncode == 1, done.stderr
-    states = {row["row"]: row for row in json.loads(done.stdout)["rows"]}
+    process = slurm.cnn_depth(*words, "--wait")
+    assert process.returncode == 1, process.stderr
+    states = {row["row"]: row for row in json.loads(process.stdout)["rows"]}
     assert "NaN or Inf at step" in states["shallow"]["reason"]
     assert states["deep"]["state"] == "finished"
     assert "shallow" in states["deep seeded"]["reason"]
@@ -303,9 +303,9 @@ def test_row_that_fails_on_slurm_blocks_only_those_it_seeds(slurm, study, tmp_pa
 @pytest.mark.slow
 def test_row_is_trained_by_one_job_after_that_of_its_seed(slurm, study, tmp_path):
     words = ("train", study, "--runs", str(tmp_path), "--backend", "slurm", "--json", "--row")
-    done = slurm.cnn_depth(*words, "deep seeded")
-    assert done.returncode == 2
-    assert "deep seeded starts from the run" in done.stderr
+    refused = slurm.cnn_depth(*words, "deep seeded")
+    assert refused.returncode == 2
+    assert "deep seeded starts from the run" in refused.stderr
     first = slurm.cnn_depth(*words, "shallow")
     assert first.returncode == 0, first.stderr
     (job,) = json.loads(first.stdout)["submitted"].values()
@@ -332,12 +332,12 @@ def test_interrupt_of_the_command_that_waits_leaves_the_runs_to_slurm(slurm, stu
         line = process.stdout.readline()
         assert line.startswith("3 runs submitted"), line + process.stdout.read()
         process.send_signal(signal.SIGINT)
-        said = process.stdout.read()
+        output = process.stdout.read()
     jobs = {read(path.parent)["job"] for path in tmp_path.glob("*/job.json")}
     states = {job: slurm.detail(job)["JobState"] for job in jobs}
     slurm.run("scancel", *jobs)
     assert process.returncode == 130
-    assert "still in Slurm: 3 runs" in said
+    assert "still in Slurm: 3 runs" in output
     assert list(states.values()) == ["PENDING"] * 3
 
 
@@ -349,10 +349,10 @@ def test_jobs_start_the_python_of_the_cluster_file(slurm, study, tmp_path):
     (tmp_path / "cluster.toml").write_text(f'python = ["{stand_in}", "net.sif"]\n')
     words = ["train", study, "--row", "shallow", "--set", "train.steps=2", "--runs", str(runs)]
     words += ["--backend", "slurm", "--cluster", str(tmp_path / "cluster.toml"), "--wait", "--json"]
-    done = slurm.cnn_depth(*words)
-    assert done.returncode == 0, done.stderr
+    process = slurm.cnn_depth(*words)
+    assert process.returncode == 0, process.stderr
     assert called.read_text() == "net.sif\n"
-    run = Run(Path(json.loads(done.stdout)["run"]))
+    run = Run(Path(json.loads(process.stdout)["run"]))
     assert run.read("job")["cluster"]["python"] == [str(stand_in), "net.sif"]
     (start,) = run.read("starts")["starts"]
     assert start["versions"]["snapshot"]

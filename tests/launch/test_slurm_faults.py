@@ -32,9 +32,9 @@ def words(folder, **settings):
 
 def submitted(slurm, folder, *more, **settings):
     """The run and the job of a submission."""
-    done = slurm.cnn_depth(*words(folder, **settings), *TWO_NODES, *more, "--json")
-    assert done.returncode == 0, done.stderr
-    ((name, job),) = json.loads(done.stdout)["submitted"].items()
+    process = slurm.cnn_depth(*words(folder, **settings), *TWO_NODES, *more, "--json")
+    assert process.returncode == 0, process.stderr
+    ((name, job),) = json.loads(process.stdout)["submitted"].items()
     return Run(Path(folder) / name), job
 
 
@@ -55,43 +55,43 @@ def told(run):
 
 def tasks(run):
     """Process numbers of the tasks of a run's job: they hold its logs open."""
-    found = []
+    pids = []
     for place in Path("/proc").glob("[0-9]*/fd/1"):
         try:
             target = os.readlink(place)
         except OSError:
             continue
         if Path(target).parent == run.folder and Path(target).name.startswith("log"):
-            found.append(int(place.parts[2]))
-    return found
+            pids.append(int(place.parts[2]))
+    return pids
 
 
 def test_two_nodes_are_one_process_with_the_same_batch(slurm, tmp_path, fresh_python):
     run, job = submitted(slurm, tmp_path / "two", train__steps=1)
-    done = fresh_python("-m", "launch", *words(tmp_path / "one", train__steps=1))
-    assert done.returncode == 0, done.stderr
+    process = fresh_python("-m", "launch", *words(tmp_path / "one", train__steps=1))
+    assert process.returncode == 0, process.stderr
     assert slurm.until_over(job)[job] == "COMPLETED", told(run)
     result = run.read("result")
     assert result is not None
     assert result["devices"].startswith("2 x ")
-    (_, two), (_, one) = network(run), network(Run(tmp_path / "one" / run.id))
-    for name, array in one.items():
+    (_, of_two), (_, of_one) = network(run), network(Run(tmp_path / "one" / run.id))
+    for name, array in of_one.items():
         scale = np.abs(array).max()
-        np.testing.assert_allclose(two[name], array, rtol=0, atol=1e-6 * scale, err_msg=name)
+        np.testing.assert_allclose(of_two[name], array, rtol=0, atol=1e-6 * scale, err_msg=name)
 
 
 @pytest.mark.slow
 def test_two_nodes_reach_the_error_of_one_process(slurm, tmp_path, fresh_python):
     run, job = submitted(slurm, tmp_path / "two", train__steps=300)
-    done = fresh_python("-m", "launch", *words(tmp_path / "one", train__steps=300))
-    assert done.returncode == 0, done.stderr
+    process = fresh_python("-m", "launch", *words(tmp_path / "one", train__steps=300))
+    assert process.returncode == 0, process.stderr
     assert slurm.until_over(job, seconds=300)[job] == "COMPLETED", told(run)
-    two, one = run.read("result"), Run(tmp_path / "one" / run.id).read("result")
-    assert two is not None
-    assert one is not None
-    found = [statistics.error_rate(r["top1_errors_count"], r["n"]) for r in (two, one)]
-    assert found[0].low <= found[1].high
-    assert found[1].low <= found[0].high
+    of_two, of_one = run.read("result"), Run(tmp_path / "one" / run.id).read("result")
+    assert of_two is not None
+    assert of_one is not None
+    errors = [statistics.error_rate(r["top1_errors_count"], r["n"]) for r in (of_two, of_one)]
+    assert errors[0].low <= errors[1].high
+    assert errors[1].low <= errors[0].high
 
 
 @pytest.mark.slow  # minutes
@@ -148,10 +148,10 @@ def test_run_that_is_ended_in_every_way_ends_as_an_undisturbed_one(slurm, tmp_pa
     slurm.start_node(node)
 
     assert slurm.until_over(job, seconds=600)[job] == "COMPLETED", told(run)
-    (step, one), (again, two) = network(undisturbed), network(run)
-    assert step == again == LENGTH
-    for name in one:
-        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    (step, expected), (last_step, arrays) = network(undisturbed), network(run)
+    assert step == last_step == LENGTH
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], arrays[name], err_msg=name)
     assert not (run.folder / "attempts.json").exists()
 
 
@@ -169,12 +169,12 @@ def test_run_that_is_lost_again_and_again_is_given_up(slurm, tmp_path):
     status = slurm.cnn_depth("status", "--runs", str(tmp_path), "--json")
     assert "in a row" in status.stdout
     # Asked for, it is tried again.
-    done = slurm.cnn_depth("retry", run.id, "--runs", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    process = slurm.cnn_depth("retry", run.id, "--runs", str(tmp_path))
+    assert process.returncode == 0, process.stderr
     slurm.until(lambda: tasks(run), "a start", 120)
     assert run.read("failed") is None
-    done = slurm.cnn_depth("cancel", run.id, "--runs", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    process = slurm.cnn_depth("cancel", run.id, "--runs", str(tmp_path))
+    assert process.returncode == 0, process.stderr
     new = (run.read("job") or {})["job"]
     assert slurm.until_over(new)[new] == "CANCELLED"
 
@@ -193,6 +193,6 @@ def test_run_that_fails_for_its_own_reason_is_not_started_again(slurm, tmp_path)
     failed = run.read("failed")
     assert failed is not None
     assert failed["kind"] == "diverged"
-    done = slurm.cnn_depth(*words(tmp_path, schedule__lr=1e4), *TWO_NODES)
-    assert done.returncode == 1
-    assert "NaN or Inf" in done.stdout
+    process = slurm.cnn_depth(*words(tmp_path, schedule__lr=1e4), *TWO_NODES)
+    assert process.returncode == 1
+    assert "NaN or Inf" in process.stdout

@@ -55,13 +55,13 @@ def test_equal_code_is_kept_once_and_edited_code_apart(project, tmp_path):
     edited = project / "experiments" / "training" / "train.py"
     before = edited.read_text()
     edited.write_text(before + "raise SystemExit\n")
-    other = snapshot.planned(tmp_path, {})
-    assert other.root != first.root
-    assert not other.root.exists()  # it was only asked where it would be
-    assert snapshot.make(tmp_path, {}) == other
+    second = snapshot.planned(tmp_path, {})
+    assert second.root != first.root
+    assert not second.root.exists()  # it was only asked where it would be
+    assert snapshot.make(tmp_path, {}) == second
     name = edited.relative_to(project)
     assert (first.root / name).read_text() == before
-    assert (other.root / name).read_text() == edited.read_text()
+    assert (second.root / name).read_text() == edited.read_text()
     assert len(list(first.root.parent.iterdir())) == 2
 
 
@@ -78,8 +78,10 @@ def test_it_has_all_that_is_imported_and_read_and_is_small(project, tmp_path, fr
         "from experiments.runs import runs;"
         "papers.tables(); print(launch.__file__); print(runs.versions()['snapshot'])"
     )
-    done = fresh_python("-P", "-c", code, PYTHONPATH=str(root))
-    assert done.stdout.split() == [str(root / "launch" / "__init__.py"), root.name], done.stderr
+    process = fresh_python("-P", "-c", code, PYTHONPATH=str(root))
+    assert process.stdout.split() == [str(root / "launch" / "__init__.py"), root.name], (
+        process.stderr
+    )
 
 
 def test_networks_of_a_user_come_along(project, tmp_path, monkeypatch):
@@ -91,11 +93,11 @@ def test_networks_of_a_user_come_along(project, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(nets))
     monkeypatch.setenv("PYTHONPATH", str(nets))
     assert cnn_arch.abstract("snapshot_nets:8", classes=10, channels=3, image_size=32).name
-    found = snapshot.make(tmp_path, {str(nets): ["snapshot_nets"]})
-    copy = Path(found.modules[str(nets)])
-    assert copy.is_relative_to(found.root)
+    code = snapshot.make(tmp_path, {str(nets): ["snapshot_nets"]})
+    copy = Path(code.modules[str(nets)])
+    assert copy.is_relative_to(code.root)
     assert sorted(path.name for path in copy.iterdir()) == ["helpers.py", "snapshot_nets.py"]
-    assert found.root != snapshot.planned(tmp_path, {}).root
+    assert code.root != snapshot.planned(tmp_path, {}).root
 
 
 def test_code_of_someone_else_is_not_run(project, tmp_path):
@@ -135,8 +137,8 @@ def test_it_is_cleaned_when_no_run_needs_it(project, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot, "SPARED_SECONDS", -1.0)
     snapshot.clean(tmp_path, ())
     assert [root.is_dir() for root in roots] == [True, True, False]
-    done = {"steps": 1, "top1_error": 1, "train_loss": 1}
-    (tmp_path / "run-0" / "result.json").write_text(json.dumps(done))
+    result = {"steps": 1, "top1_error": 1, "train_loss": 1}
+    (tmp_path / "run-0" / "result.json").write_text(json.dumps(result))
     snapshot.clean(tmp_path, ("1",))  # its job goes on: it tests
     assert [root.is_dir() for root in roots] == [True, True, False]
     snapshot.clean(tmp_path, ())
@@ -162,7 +164,7 @@ def test_code_edited_while_jobs_wait_changes_nothing(project, slurm, tmp_path):
     study.write_text(STUDY.format(arch="cifar_resnet:8"))
 
     def cnn_depth(*words):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-P", "-m", "launch", *map(str, words), "--runs", str(folder)],
             env={**slurm.environment, "PYTHONPATH": str(project)},
             cwd=tmp_path,
@@ -171,12 +173,12 @@ def test_code_edited_while_jobs_wait_changes_nothing(project, slurm, tmp_path):
             timeout=300,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
     train = ("train", study, "--set", "train.steps=3000", "--set", "train.log_every_epochs=1")
-    told = cnn_depth(*train, "--backend", "slurm", "--sbatch", "hold", "--json")
-    ((run, job),) = json.loads(told)["submitted"].items()
+    output = cnn_depth(*train, "--backend", "slurm", "--sbatch", "hold", "--json")
+    ((run, job),) = json.loads(output)["submitted"].items()
     edited = project / "experiments" / "training" / "train.py"
     edited.write_text("raise SystemExit('edited')\n" + edited.read_text())
     slurm.run("scontrol", "release", job)

@@ -77,10 +77,10 @@ def pretended(tmp_path, monkeypatch):
 @pytest.fixture
 def make(tmp_path):
     """make(row, after=a run, result={...}, job="12", ...): a run's folder with such JSON files."""
-    made = []
+    runs = []
 
-    def one(row, *, study="depth", seed=0, after=None, **files):
-        number = len(made)
+    def make_run(row, *, study="depth", seed=0, after=None, **files):
+        number = len(runs)
         run = Run(tmp_path / "runs" / f"vgg-{number:04x}")
         run.folder.mkdir(parents=True)
         donor = None if after is None else {"row": after.read("run")["row"], "run": after.id}
@@ -92,16 +92,16 @@ def make(tmp_path):
             files["job"] = {"backend": "slurm", "job": files["job"], "user": "ann"}
         for name, content in files.items():
             (run.folder / f"{name}.json").write_text(json.dumps(content))
-        made.append(run)
+        runs.append(run)
         return run
 
-    return one
+    return make_run
 
 
-def progress(age=0.0, host="elsewhere", **told):
+def progress(age=0.0, host="elsewhere", **fields):
     usual = {"state": "training", "step": 50, "steps": 200, "loss": 1.5, "error": 40.0}
     usual |= {"images_per_s": 100.0, "left": 30.0, "job": ""}
-    return {"time": time.time() - age, **usual, "host": host, **told}
+    return {"time": time.time() - age, **usual, "host": host, **fields}
 
 
 @pytest.fixture
@@ -163,9 +163,9 @@ def test_state_of_a_run(make, pretended, tmp_path, files, queue, state, reason):
         files = {**files, "progress": progress(**files["progress"])}
     pretended.answers(queue)
     run = make("A", **files)
-    found = look(tmp_path)[run.id]
-    assert (found.state, found.reason) == (state, reason)
-    assert row_states.read_one(found) == found or state == "running"  # its age is another
+    row = look(tmp_path)[run.id]
+    assert (row.state, row.reason) == (state, reason)
+    assert row_states.read_one(row) == row or state == "running"  # its age is another
 
 
 def test_run_whose_lock_is_held_is_running_and_then_stopping(make, tmp_path):
@@ -187,13 +187,13 @@ def test_failed_row_that_is_tried_again_is_running(make, tmp_path):
 
 
 def test_figures_of_running_rows_are_the_progress_and_of_finished_ones_the_result(make, tmp_path):
-    running = make("A", progress=progress(age=10))
-    found = look(tmp_path)[running.id]
-    assert (found.step, found.steps, found.loss, found.error) == (50, 200, 1.5, 40.0)
-    assert (found.rate, found.node, found.doing) == (100.0, "elsewhere", "training")
-    assert found.left == pytest.approx(20, abs=5)  # 30 s when it was told, 10 s ago
-    done = make("B", result=RESULT, progress=progress())
-    finished = look(tmp_path)[done.id]
+    a = make("A", progress=progress(age=10))
+    running = look(tmp_path)[a.id]
+    assert (running.step, running.steps, running.loss, running.error) == (50, 200, 1.5, 40.0)
+    assert (running.rate, running.node, running.doing) == (100.0, "elsewhere", "training")
+    assert running.left == pytest.approx(20, abs=5)  # 30 s when it was told, 10 s ago
+    b = make("B", result=RESULT, progress=progress())
+    finished = look(tmp_path)[b.id]
     assert (finished.step, finished.loss, finished.error, finished.rate) == (200, 0.1, 3.0, 90.0)
 
 
@@ -202,8 +202,8 @@ def test_run_without_progress_file_shows_the_last_line_of_its_metrics(make, tmp_
     lines = [{"step": step, "train_loss": step / 100, "train_error": 9.0} for step in range(500)]
     text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 499, "val_loss": 1.0}])
     run.metrics.write_text(text + '{"step": 500, "train_lo')
-    found = look(tmp_path)[run.id]
-    assert (found.state, found.step, found.loss) == ("interrupted", 499, 4.99)
+    row = look(tmp_path)[run.id]
+    assert (row.state, row.step, row.loss) == ("interrupted", 499, 4.99)
 
 
 def test_what_a_failed_seed_would_have_started_is_blocked(make, pretended, tmp_path):
@@ -213,12 +213,12 @@ def test_what_a_failed_seed_would_have_started_is_blocked(make, pretended, tmp_p
     c = make("C", after=b)
     d = make("D", after=a, result=RESULT)  # trained before A was tried again
     e = make("E", after=d)
-    found = look(tmp_path)
-    assert [found[run.id].state for run in (a, b, c, d, e)] == [
+    rows = look(tmp_path)
+    assert [rows[run.id].state for run in (a, b, c, d, e)] == [
         *("failed", "blocked", "blocked", "finished", "not run")
     ]
-    assert found[b.id].reason == "its seeding run, A, failed"
-    assert found[c.id].reason == "its seeding run, B, is blocked"
+    assert rows[b.id].reason == "its seeding run, A, failed"
+    assert rows[c.id].reason == "its seeding run, B, is blocked"
 
 
 def test_seed_that_could_only_not_be_tested_blocks_nothing(make, tmp_path):
@@ -263,8 +263,8 @@ def test_accounting_says_how_lost_jobs_ended(make, pretended, tmp_path):
     accounts = "12_1|CANCELLED by 1000|0:15\n12_2|TIMEOUT|0:0\n"
     pretended.answers(accounts=accounts)
     runs = [make("A", job="12_1"), make("B", job="12_2"), make("C", job="12_3")]
-    found = look(tmp_path)
-    assert [found[run.id].reason for run in runs] == [
+    rows = look(tmp_path)
+    assert [rows[run.id].reason for run in runs] == [
         "its Slurm job ended: CANCELLED, exit status 0:15",
         "its Slurm job ended: TIMEOUT, exit status 0:0",
         "its Slurm job is gone",
@@ -296,9 +296,9 @@ def test_jobs_that_ended_are_not_in_the_queue(pretended):
         "2_2|CANCELLED|1:00||None",
         "3|COMPLETING|1:00|n1|None",
     )
-    found = squeue.queue("ann") or {}
-    assert set(found) == {"1", "2_1", "3"}
-    assert found["2_1"] == squeue.Queued("2_1", "RUNNING", "n[1-2]", "", "1:00")
+    queue = squeue.queue("ann") or {}
+    assert set(queue) == {"1", "2_1", "3"}
+    assert queue["2_1"] == squeue.Queued("2_1", "RUNNING", "n[1-2]", "", "1:00")
 
 
 def test_rows_are_by_study_and_seeds_before_what_they_seed(make, tmp_path):
@@ -340,10 +340,10 @@ def named(make, tmp_path):
             for seed in (0, 2):
                 make(row, study=study, seed=seed)
     make("only", study="depth")
-    found = row_states.read(tmp_path / "runs")
+    table = row_states.read(tmp_path / "runs")
 
     def find(*words):
-        return [f"{row.study}/{row.name}" for row in names.find(words, found.rows, found.folder)]
+        return [f"{row.study}/{row.name}" for row in names.find(words, table.rows, table.folder)]
 
     return find
 
@@ -374,8 +374,8 @@ def test_word_that_fits_several_rows_or_none_says_which_there_are(named):
 
 def test_folder_of_a_run_names_it(make, tmp_path):
     run = make("A")
-    found = row_states.read(tmp_path / "runs").rows
-    assert [row.run for row in names.find([f"{run.folder}/"], found, tmp_path)] == [run.id]
+    rows = row_states.read(tmp_path / "runs").rows
+    assert [row.run for row in names.find([f"{run.folder}/"], rows, tmp_path)] == [run.id]
 
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel", "retry"])
@@ -424,8 +424,8 @@ def test_words_of_status_are_rows_studies_and_states(make, ask):
     make("A", study="width", result=RESULT)
 
     def listed(*words):
-        told = json.loads(ask("status", "--json", *words).out)
-        return [f"{row['study']}/{row['name']}" for row in told["rows"]]
+        answer = json.loads(ask("status", "--json", *words).out)
+        return [f"{row['study']}/{row['name']}" for row in answer["rows"]]
 
     assert listed("finished") == ["depth/A", "width/A"]
     assert listed("width") == listed("--study", "width") == ["width/A"]
@@ -453,10 +453,10 @@ def test_of_many_rows_those_that_need_a_look_are_shown_and_all_are_counted(make,
 
 def test_narrow_screens_leave_columns_out_and_never_the_state(make, tmp_path):
     make("A", progress=progress())
-    found = row_states.read(tmp_path / "runs")
-    columns = status._columns(found.rows)
-    wide = [c.header for c in status._fitting(columns, found.rows, 200)]
-    narrow = [c.header for c in status._fitting(columns, found.rows, 50)]
+    table = row_states.read(tmp_path / "runs")
+    columns = status._columns(table.rows)
+    wide = [c.header for c in status._fitting(columns, table.rows, 200)]
+    narrow = [c.header for c in status._fitting(columns, table.rows, 50)]
     assert len(narrow) < len(wide) == len(columns)
     assert {"row", "state", "step", "error, %"} <= set(narrow)
 
@@ -464,16 +464,16 @@ def test_narrow_screens_leave_columns_out_and_never_the_state(make, tmp_path):
 def test_rows_of_one_name_are_told_apart_however_narrow_the_screen(make, tmp_path):
     make("A", result=RESULT)
     make("A", result=RESULT)
-    found = row_states.read(tmp_path / "runs").rows
-    kept = status._fitting(status._columns(found), found, 20)
-    assert "run" in [column.header for column in kept]
+    rows = row_states.read(tmp_path / "runs").rows
+    columns = status._fitting(status._columns(rows), rows, 20)
+    assert "run" in [column.header for column in columns]
 
 
 def test_json_has_every_row_with_every_figure(make, ask):
     run = make("A", seed=2, progress=progress(loss=float("nan")))
-    told = json.loads(ask("status", "--json").out)
-    assert told["counts"] == {"running": 1}
-    (row,) = told["rows"]
+    answer = json.loads(ask("status", "--json").out)
+    assert answer["counts"] == {"running": 1}
+    (row,) = answer["rows"]
     assert (row["run"], row["name"], row["loss"]) == (run.id, "A (seed 2)", None)
     assert set(row) >= {"state", "step", "steps", "error", "rate", "left", "node", "reason", "job"}
 
@@ -500,29 +500,29 @@ def test_cancel_ends_queued_and_running_jobs_with_one_call_and_marks_them_first(
     pretended.answers("12_0|RUNNING|1:00|n1|None", "12_1|PENDING|1:00||Priority")
     a, b = make("A", job="12_0"), make("B", job="12_1")
     c = make("C", after=b, job="12_2")
-    done = make("D", result=RESULT, job="12_3")
-    said = ask("cancel", "A", "B", "D").out
+    finished = make("D", result=RESULT, job="12_3")
+    output = ask("cancel", "A", "B", "D").out
     calls = [words for words in pretended.asked if words[0] == "scancel"]
     assert calls == [["scancel", "12_0", "12_1"]]
     marked = (tmp_path / "marked").read_text().split()
     assert {Path(path).parent.name for path in marked} == {a.id, b.id}
-    assert "saves and ends: A\n" in said
-    assert "was queued: B\n" in said
-    assert "will not run, as these seed them: C" in said
-    assert "not touched: 1 finished (D)" in said
-    found = look(tmp_path)
-    assert [found[r.id].state for r in (a, b, c)] == ["cancelled", "cancelled", "blocked"]
-    assert found[done.id].state == "finished"
-    assert not (done.folder / "cancelled.json").exists()
+    assert "saves and ends: A\n" in output
+    assert "was queued: B\n" in output
+    assert "will not run, as these seed them: C" in output
+    assert "not touched: 1 finished (D)" in output
+    rows = look(tmp_path)
+    assert [rows[r.id].state for r in (a, b, c)] == ["cancelled", "cancelled", "blocked"]
+    assert rows[finished.id].state == "finished"
+    assert not (finished.folder / "cancelled.json").exists()
 
 
 def test_cancel_of_a_job_that_slurm_refuses_leaves_it_as_it_was(make, pretended, tmp_path, ask):
     pretended.answers("12_0|RUNNING|1:00|n1|None", "12_1|RUNNING|1:00|n1|other")
     a, b = make("A", job="12_0"), make("B", job="12_1")
-    said = ask("cancel", "--all", expect=1)
-    assert f"{b.id} can't be cancelled: Access/permission denied" in said.err
-    found = look(tmp_path)
-    assert [found[run.id].state for run in (a, b)] == ["cancelled", "running"]
+    output = ask("cancel", "--all", expect=1)
+    assert f"{b.id} can't be cancelled: Access/permission denied" in output.err
+    rows = look(tmp_path)
+    assert [rows[run.id].state for run in (a, b)] == ["cancelled", "running"]
 
 
 @pytest.mark.parametrize(
@@ -559,15 +559,15 @@ def test_cancel_terminates_the_process_that_holds_the_lock(make, tmp_path, ask):
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        said = ask("cancel", "A").out
+        output = ask("cancel", "A").out
         assert process.wait(30) == 75
-    assert "saves and ends: A" in said
+    assert "saves and ends: A" in output
     assert look(tmp_path)[run.id].state == "cancelled"
 
 
 def test_cancel_signals_nobody_whose_lock_is_not_held(make, tmp_path, monkeypatch, ask):
     sent = []
-    monkeypatch.setattr(os, "kill", lambda *what: sent.append(what))
+    monkeypatch.setattr(os, "kill", lambda *arguments: sent.append(arguments))
     run = make("A", progress=progress(age=500))
     (run.folder / "lock").write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
     ask("cancel", "A")
@@ -588,7 +588,7 @@ def test_cancel_and_retry_want_to_be_told_what(make, verb, words, ask):
 CLUSTER = {"partition": "gpu", "gpus_per_node": 8, "sbatch": {"mem": "64G"}}
 
 
-def job(number, after=None, **told):
+def job(number, after=None, **fields):
     return {
         "backend": "slurm",
         "job": number,
@@ -597,7 +597,7 @@ def job(number, after=None, **told):
         "tests": [{"protocol": "dense", "scales": "256", "flip": False}],
         "after": None if after is None else after.id,
         "log": "",
-        **told,
+        **fields,
     }
 
 
@@ -608,18 +608,18 @@ def submitted(monkeypatch):
     class Submitted(list):
         refuses = False
 
-    found = Submitted()
+    submissions = Submitted()
 
     def submit(items, cluster, folder, tell, done_with=()):
-        if found.refuses:
+        if submissions.refuses:
             raise squeue.SlurmError("sbatch refused")
-        found.append((list(items), cluster))
+        submissions.append((list(items), cluster))
         for item in items:
             (item.run.folder / "job.json").write_text(json.dumps(job("99")))
         return {item.run.id: f"99_{n}" for n, item in enumerate(items)}
 
     monkeypatch.setattr(backend, "submit", submit)
-    return found
+    return submissions
 
 
 def test_retry_submits_what_did_not_finish_with_its_tests_and_cluster_seeds_first(
@@ -631,7 +631,7 @@ def test_retry_submits_what_did_not_finish_with_its_tests_and_cluster_seeds_firs
     make("C", result=RESULT, job=job("12_2"))
     make("D", job=job("12_9"))
     (a.folder / "attempts.json").write_text("{}")
-    said = ask("retry", "--all").out
+    output = ask("retry", "--all").out
     ((items, cluster),) = submitted
     assert [(item.run.id, item.name, item.after) for item in items] == [
         (a.id, "A", None),
@@ -641,8 +641,8 @@ def test_retry_submits_what_did_not_finish_with_its_tests_and_cluster_seeds_firs
     assert (cluster.partition, cluster.gpus_per_node, cluster.sbatch) == ("gpu", 8, {"mem": "64G"})
     assert not (a.folder / "failed.json").exists()
     assert not (a.folder / "attempts.json").exists()
-    assert "submitted: A, B\n" in said
-    assert "not touched: 1 queued, 1 finished" in said
+    assert "submitted: A, B\n" in output
+    assert "not touched: 1 queued, 1 finished" in output
 
 
 @pytest.mark.parametrize("word", ["B", "C"])
@@ -705,17 +705,17 @@ def test_retry_ends_jobs_that_wait_for_a_seed_that_failed(make, pretended, submi
 def test_retry_of_rows_of_this_machine_clears_them_and_names_the_command(make, ask):
     local = {"backend": "local", "command": "cnn-depth sweep vgg_depth", "started": 1.0}
     run = make("A", failed={"reason": "NaN", "kind": "diverged"}, job=local)
-    said = ask("retry", "A").out
+    output = ask("retry", "A").out
     assert not (run.folder / "failed.json").exists()
-    assert "`cnn-depth sweep vgg_depth` goes on with A" in said
+    assert "`cnn-depth sweep vgg_depth` goes on with A" in output
 
 
 def test_retry_says_how_a_row_goes_on_that_was_never_begun(make, ask):
     local = {"backend": "local", "command": "cnn-depth sweep vgg_depth", "started": 1.0}
     first = make("A", failed={"reason": "NaN", "kind": "diverged"}, job=local)
     make("B", after=first)
-    said = ask("retry", "--all").out
-    assert "the command of its study, such as `cnn-depth sweep`, goes on with B" in said
+    output = ask("retry", "--all").out
+    assert "the command of its study, such as `cnn-depth sweep`, goes on with B" in output
 
 
 def test_retry_finds_the_users_module_that_a_network_is_of(make, pretended, tmp_path, ask):
@@ -728,11 +728,11 @@ def test_retry_finds_the_users_module_that_a_network_is_of(make, pretended, tmp_
     backend.submit(items, Cluster(), tmp_path / "runs", print)
     (run.folder / "failed.json").write_text('{"reason": "x"}')
     (first,) = (tmp_path / "runs" / ".slurm").glob("*.json")
-    told = first.read_text()
+    text = first.read_text()
     first.unlink()
     ask("retry", "A")
-    assert first.read_text() == told
-    assert json.loads(told)[0][2] == "/nets"
+    assert first.read_text() == text
+    assert json.loads(text)[0][2] == "/nets"
 
 
 # And with a real Slurm.
@@ -745,44 +745,44 @@ def test_real_slurm_is_understood_and_obeyed(make, slurm, tmp_path):
         words = ("sbatch", "--parsable", "--output=/dev/null", "--kill-on-invalid-dep=yes")
         return slurm.run(*words, *options, "--wrap=sleep 300").strip()
 
-    def told(number, after=None):
+    def own_job(number, after=None):
         return job(number, after, user=row_states.user())
 
     def states(*words):
-        done = slurm.cnn_depth("status", "--runs", str(tmp_path / "runs"), "--json", *words)
-        assert done.returncode == 0, done.stderr
-        return {row["row"]: row for row in json.loads(done.stdout)["rows"]}
+        process = slurm.cnn_depth("status", "--runs", str(tmp_path / "runs"), "--json", *words)
+        assert process.returncode == 0, process.stderr
+        return {row["row"]: row for row in json.loads(process.stdout)["rows"]}
 
     array = submit("--array=0-2", "--nodes=1")
-    child, held = submit(f"--dependency=afterok:{array}_0"), submit("--hold")
-    jobs = (array, child, held)
+    child, on_hold = submit(f"--dependency=afterok:{array}_0"), submit("--hold")
+    jobs = (array, child, on_hold)
     try:
-        a, *_ = [make(f"A{n}", job=told(f"{array}_{n}")) for n in range(3)]
-        make("B", after=a, job=told(child, a))
-        make("C", job=told(held))
+        a, *_ = [make(f"A{n}", job=own_job(f"{array}_{n}")) for n in range(3)]
+        make("B", after=a, job=own_job(child, a))
+        make("C", job=own_job(on_hold))
         slurm.until(lambda: states()["A2"]["state"] == "running", "the array's start")
-        found = states()
-        assert found["A0"]["node"] in ("n1", "n2", "n3", "n4")
-        assert (found["B"]["state"], found["B"]["reason"]) == ("queued", "Dependency")
-        assert (found["C"]["state"], found["C"]["reason"]) == ("queued", "JobHeldUser")
+        rows = states()
+        assert rows["A0"]["node"] in ("n1", "n2", "n3", "n4")
+        assert (rows["B"]["state"], rows["B"]["reason"]) == ("queued", "Dependency")
+        assert (rows["C"]["state"], rows["C"]["reason"]) == ("queued", "JobHeldUser")
         words = ("cancel", "--runs", str(tmp_path / "runs"))
-        done = slurm.cnn_depth(*words, "A0", "A1", "C")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "will not run, as these seed them: B" in done.stdout
+        process = slurm.cnn_depth(*words, "A0", "A1", "C")
+        assert (process.returncode, process.stderr) == (0, "")
+        assert "will not run, as these seed them: B" in process.stdout
         slurm.run("scancel", f"{array}_2")  # by hand: nobody says so in the folder
         slurm.until(
             lambda: {row["state"] for row in states().values()} <= {"cancelled", "lost", "blocked"},
             "the jobs' end",
         )
-        found = states()
-        assert {name: row["state"] for name, row in found.items()} == {
+        rows = states()
+        assert {name: row["state"] for name, row in rows.items()} == {
             "A0": "cancelled",
             "A1": "cancelled",
             "A2": "lost",
             "B": "blocked",
             "C": "cancelled",
         }
-        assert found["A2"]["reason"] == "its Slurm job ended: CANCELLED"
+        assert rows["A2"]["reason"] == "its Slurm job ended: CANCELLED"
     finally:
         slurm.run("scancel", *jobs)
 
@@ -809,16 +809,16 @@ def test_what_would_steer_a_terminal_is_escaped(make, ask):
     ],
 )
 def test_unreadable_run_is_told_of_and_hides_no_other(name, content, make, tmp_path, ask):
-    broken, whole = make("A"), make("B", result=RESULT)
+    broken, finished = make("A"), make("B", result=RESULT)
     after = make("C", after=broken)
     (broken.folder / f"{name}.json").write_bytes(content)
-    found = {row.run: row for row in row_states.read(tmp_path / "runs").rows}
-    assert found[whole.id].state == "finished"
-    assert found[broken.id].state == "unreadable"
-    assert str(broken.folder) in found[broken.id].reason
-    assert found[after.id].state == "blocked"
-    told = json.loads(ask("status", "--json").out)
-    assert told["counts"] == {"unreadable": 1, "blocked": 1, "finished": 1}
+    rows = {row.run: row for row in row_states.read(tmp_path / "runs").rows}
+    assert rows[finished.id].state == "finished"
+    assert rows[broken.id].state == "unreadable"
+    assert str(broken.folder) in rows[broken.id].reason
+    assert rows[after.id].state == "blocked"
+    answer = json.loads(ask("status", "--json").out)
+    assert answer["counts"] == {"unreadable": 1, "blocked": 1, "finished": 1}
 
 
 def test_runs_that_are_a_file_are_told_by_every_verb(tmp_path, capsys):
