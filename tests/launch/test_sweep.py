@@ -40,8 +40,8 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, sweep, 
     folder = tmp_path / "runs"
     status, rows, _ = sweep(study, "--runs", folder)
     assert status == 0
-    found = {row["row"]: row for row in rows}
-    assert list(found) == ["shallow", "deep", "deep seeded"]
+    by_name = {row["row"]: row for row in rows}
+    assert list(by_name) == ["shallow", "deep", "deep seeded"]
     for row in rows:
         assert row["state"] == "finished"
         run = find_run(f"cifar_resnet-{row['depth']}", folder) if row["row"] == "shallow" else None
@@ -64,9 +64,9 @@ def test_sweep_trains_seeds_reports_and_repeats_nothing(study, tmp_path, sweep, 
     # A second start trains nothing; so does another study that needs the same runs.
     times = {p: p.stat().st_mtime_ns for p in folder.glob("*/result.json")}
     assert len(times) == 3
-    other = tmp_path / "other.py"
-    other.write_text(Path(study).read_text().replace('"shallow"', '"first"'))
-    for again in (study, str(other)):
+    renamed = tmp_path / "other.py"
+    renamed.write_text(Path(study).read_text().replace('"shallow"', '"first"'))
+    for again in (study, str(renamed)):
         status, rows, err = sweep(again, "--runs", folder)
         assert status == 0
         assert "to train" not in err
@@ -191,10 +191,10 @@ def test_second_process_leaves_a_run_alone(study, tmp_path, told, fresh_python):
     run = Path(told("train", *words)["run"])
     (run / "result.json").unlink()
     with runs.Run(run).lock():
-        done = fresh_python("-m", "launch", "train", *words)
-    assert done.returncode == 2
-    assert f"process {os.getpid()}" in done.stderr
-    assert "Traceback" not in done.stderr
+        process = fresh_python("-m", "launch", "train", *words)
+    assert process.returncode == 2
+    assert f"process {os.getpid()}" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_rows_that_wait_are_there_from_the_start(study, tmp_path, monkeypatch, told, call):
@@ -215,7 +215,7 @@ def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, monkeypatch
     assert sweep(f"{study}:2", "--runs", folder)[0] == 0
     (shallow,) = (p.parent for p in folder.glob("cifar_resnet-8-*/result.json"))
     deep, _ = sorted(p.parent for p in folder.glob("cifar_resnet-14-*/result.json"))
-    whole = (shallow / "result.json").read_bytes()
+    intact = (shallow / "result.json").read_bytes()
     os.truncate(deep / "metrics.jsonl", 20)
     for content in (b"{}", b"[]", b"\xff", b'{"steps": 2'):
         (shallow / "result.json").write_bytes(content)
@@ -228,7 +228,7 @@ def test_damaged_run_is_told_and_loses_no_other_row(study, tmp_path, monkeypatch
             assert rows[name]["top1_error"] is not None
         assert err.startswith(f"{deep / 'metrics.jsonl'} ends at step 0 of 2")
         assert len(err.splitlines()) == 1
-    (shallow / "result.json").write_bytes(whole)
+    (shallow / "result.json").write_bytes(intact)
 
     # What a report can't be written to costs the report, not the table.
     def read_only(source, target):
@@ -262,8 +262,8 @@ def test_every_verb_says_the_same_of_how_a_run_stands(study, tmp_path, sweep, to
 def test_a_grid_is_swept_and_reported(study, tmp_path, told, call):
     words = (study, "--runs", tmp_path / "runs", "--rows", "shallow*")
     grid = ("--grid", "schedule.lr=0.05,0.1", "--grid", "train.batch_size=32,64")
-    found = told("report", *words, *grid)
-    assert [row["row"] for row in found["rows"]] == [
+    report = told("report", *words, *grid)
+    assert [row["row"] for row in report["rows"]] == [
         f"shallow, lr={lr}, batch_size={batch}" for lr in ("0.05", "0.1") for batch in (32, 64)
     ]
     status, out, err = call("sweep", *words, *grid, "--zip", "--set", "train.steps=2", "--json")
@@ -286,12 +286,12 @@ def test_a_grid_is_swept_and_reported(study, tmp_path, told, call):
     assert (status, "schedule.lr is in --grid and in --set" in err) == (2, True)
     for same in ("schedule.lr=0.1,1e-1", "train.remat=true,false"):  # one value, and no result's
         key, values = same.split("=")
-        one, other = values.split(",")
+        first, second = values.split(",")
         status, out, err = call("report", *words, "--grid", same)
         assert (status, out, len(err.splitlines())) == (2, "", 1)
-        assert f"--grid {key}: '{one}' and '{other}' make the same runs" in err
+        assert f"--grid {key}: '{first}' and '{second}' make the same runs" in err
     some = ("schedule.kind=steps,constant", "schedule.milestones=(0.5,),(0.3,)")
-    both = [word for each in some for word in ("--grid", each)]
+    both = [word for axis in some for word in ("--grid", axis)]
     assert len(told("report", *words, *both)["rows"]) == 4  # of steps, milestones change results
     exact = [word.rstrip("*") if word == "shallow*" else word for word in map(str, words)]
     assert len(told("report", *exact, *grid)["rows"]) == 4
@@ -300,12 +300,12 @@ def test_a_grid_is_swept_and_reported(study, tmp_path, told, call):
 def test_an_error_names_the_row_of_a_network_that_cannot_be(study, tmp_path, call):
     words = (study, "--runs", tmp_path / "runs", "--rows", "shallow")
     wrong = {"model.shortcut=A,Q": "Unknown shortcut 'Q'", "optimizer.freeze=x*": "matches no"}
-    for values, told in wrong.items():
+    for values, message in wrong.items():
         status, _, err = call("report", *words, "--grid", values)
         name = f"shallow, {values.split('.')[1].replace('A,', '')}"
         assert (status, err.count("\n")) == (2, 1)
         assert err.startswith(f"cnn-depth: error: tiny, row '{name}': ")
-        assert told in err
+        assert message in err
 
 
 def test_reasons_of_seeds_name_them(study, tmp_path, told):

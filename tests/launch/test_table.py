@@ -101,9 +101,9 @@ def test_measured_errors_are_those_of_the_saved_posteriors(folder, tiny, table):
     assert row["cells"]["top1"]["measured"]["value"] == pytest.approx(wrong, abs=100 / N)  # ties
     assert row["cells"]["top1"]["printed"]["value"] == 28.7
     assert row["cells"]["top1"]["measured"]["n"] == N
-    told = document["runs"][run]
-    assert told["training_macs"] == 3 * row["macs"] * 2 * 16  # two steps of batches of 16
-    assert told["config"]["data"]["S"] == [37, 37]
+    record = document["runs"][run]
+    assert record["training_macs"] == 3 * row["macs"] * 2 * 16  # two steps of batches of 16
+    assert record["config"]["data"]["S"] == [37, 37]
 
 
 def test_another_table_trains_nothing_that_is_there(folder, tiny, table):
@@ -115,9 +115,9 @@ def test_another_table_trains_nothing_that_is_there(folder, tiny, table):
     assert "0 runs to train, 1 to test, 1 there already" in err.replace("\n", " ")
     assert {p: p.stat().st_mtime_ns for p in before} == before
     (place,) = {p.parent for p in before if p.name == "test-dense-Q37.npz"}
-    each = [predictions.load(place / f"test-dense-Q{Q}.npz") for Q in (32, 37, 41)]
-    mean = np.mean([one.posteriors for one in each], axis=0)
-    wrong = 100 * (1 - accuracy_score(each[0].labels, mean.argmax(axis=1)))
+    saved = [predictions.load(place / f"test-dense-Q{Q}.npz") for Q in (32, 37, 41)]
+    mean = np.mean([scale.posteriors for scale in saved], axis=0)
+    wrong = 100 * (1 - accuracy_score(saved[0].labels, mean.argmax(axis=1)))
     assert cells(document)["B, S=256"]["value"] == pytest.approx(wrong, abs=100 / N)
 
 
@@ -177,26 +177,26 @@ def test_features_of_nets_tell_other_classes_apart(tmp_path, table):
     assert status == 0
     assert "1 head on features to learn" in " ".join(err.split())
     assert "8 classes of digits at 32x32" in document["about"]
-    found = {name: cell["value"] for name, cell in cells(document, "own").items() if cell}
-    assert list(found) == ["VGG Net-D (16 layers)"]
+    recall_of = {name: cell["value"] for name, cell in cells(document, "own").items() if cell}
+    assert list(recall_of) == ["VGG Net-D (16 layers)"]
     assert {column["key"]: column["what"] for column in document["columns"]}["VOC-2007"] == ""
-    made = [*tmp_path.glob("*/result.json"), *tmp_path.glob("*/features/*.np[yz]")]
+    files = [*tmp_path.glob("*/result.json"), *tmp_path.glob("*/features/*.np[yz]")]
     (worth,) = tmp_path.glob("*/transfer/*.json")
     result = json.loads(worth.read_text())
     assert result["class_names"] == ["8", "9"]
     assert {split["train"] for split in result["splits"]} == {50}
     assert result["passes"] == ["dense-Q37", "dense-Q55", "dense-Q73"]
     recalls = [split["mean_class_recall"] for split in result["splits"]]
-    assert found["VGG Net-D (16 layers)"] == pytest.approx(np.mean(recalls))
+    assert recall_of["VGG Net-D (16 layers)"] == pytest.approx(np.mean(recalls))
     # Nothing of it is done again; a head that is lost is learnt on the features that are there.
-    before = {path: path.stat().st_mtime_ns for path in (*made, worth)}
+    before = {path: path.stat().st_mtime_ns for path in (*files, worth)}
     status, _, err = table("vgg-11", *words)
     assert (status, "on features to learn" in err) == (0, False)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     worth.unlink()
     status, (again,), _ = table("vgg-11", *words)
     assert (status, cells(again, "own")) == (0, cells(document, "own"))
-    assert {path: path.stat().st_mtime_ns for path in made} == {p: before[p] for p in made}
+    assert {path: path.stat().st_mtime_ns for path in files} == {p: before[p] for p in files}
 
 
 # ------------------------------------------------------------------------------- planning
@@ -246,12 +246,12 @@ def test_plan_of_resnet_6_is_the_papers_recipe(plan):
     depths = (20, 32, 44, 56, 110)
     rows = [f"ResNet-{depth}" for depth in depths]
     document = plan("resnet-6", "--profile", "paper", "--rows", *rows)
-    found = {}
+    by_row = {}
     for run in document["runs"]:
         if run["study"] == "cifar_resnet":
-            found.setdefault(run["row"], []).append(run)
-    assert set(found) == {f"resnet-{depth}" for depth in depths}
-    assert len(found["resnet-110"]) == 5
+            by_row.setdefault(run["row"], []).append(run)
+    assert set(by_row) == {f"resnet-{depth}" for depth in depths}
+    assert len(by_row["resnet-110"]) == 5
     for depth in depths:
         n = (depth - 2) // 6
         # 2n convolutions 3x3 at each of 32x32x16, 16x16x32 and 8x8x64, two of them half as wide
@@ -260,7 +260,7 @@ def test_plan_of_resnet_6_is_the_papers_recipe(plan):
         macs = 9 * 3 * 16 * 32 * 32 + sum(2 * n * 9 * c * c * s * s for s, c in maps)
         macs -= sum(9 * c * (c // 2) * s * s for s, c in maps[1:])
         macs += 640
-        for run in found[f"resnet-{depth}"]:
+        for run in by_row[f"resnet-{depth}"]:
             assert run["steps"] == 64_000
             assert run["batch_size"] == 128
             assert run["training_macs"] == 3 * macs * 64_000 * 128
@@ -269,9 +269,9 @@ def test_plan_of_resnet_6_is_the_papers_recipe(plan):
 def test_plan_of_starred_nets_has_another_set_first(plan):
     document = plan("alexnet-2", "--rows", "1 CNN[*]", "7 CNNs[*]")
     names = {run["id"]: run["row"] for run in document["runs"]}
-    found = [(run["row"], names.get(run["seeded_from"])) for run in document["runs"]]
+    pairs = [(run["row"], names.get(run["seeded_from"])) for run in document["runs"]]
     chain = [("Fall 2011", None), ("six_conv", "Fall 2011")]
-    assert sorted(found, key=str) == sorted(2 * chain + 5 * [("two_gpu", None)], key=str)
+    assert sorted(pairs, key=str) == sorted(2 * chain + 5 * [("two_gpu", None)], key=str)
 
 
 def write_classes(root, names):
@@ -309,12 +309,12 @@ def test_profiles_change_sizes_and_never_the_graph(plan, tables):
 
 
 def test_devices_share_a_plan_along_its_chains(plan):
-    one = plan("vgg-3", "--profile", "paper", "--devices", "1")
+    single = plan("vgg-3", "--profile", "paper", "--devices", "1")
     many = plan("vgg-3", "--profile", "paper", "--devices", "64")
     seconds = {run["row"]: run["seconds"] for run in many["runs"]}
     chain = [seconds[row] for row in ("A 256", "E 256", "E 384", "E [256;512]")]
     assert many["hours"] == pytest.approx(sum(chain) / 3600)
-    assert one["hours"] == pytest.approx(one["device_hours"])
+    assert single["hours"] == pytest.approx(single["device_hours"])
 
 
 # -------------------------------------------------------------------------------- bad input
@@ -363,8 +363,8 @@ def test_reports_of_a_paper_keep_the_tables_they_held(folder, tiny, table):
     text = page.read_text()
     assert "VGG, Table 2" in text
     assert "VGG, Table 3" in text
-    (kept,) = (folder / "reports").glob("vgg-demo-*/vgg-3.json")
-    (row,) = [row for row in json.loads(kept.read_text())["rows"] if row["row"] == "B, S=256"]
+    (file,) = (folder / "reports").glob("vgg-demo-*/vgg-3.json")
+    (row,) = [row for row in json.loads(file.read_text())["rows"] if row["row"] == "B, S=256"]
     assert row["state"] == "measured"
 
 
@@ -387,8 +387,8 @@ def test_rows_that_overrides_make_one_run_are_named(tmp_path):
     same = "schedule.lr=0.01"
     args = parser.parse_args(["goyal-2", "--set", same, "--runs", str(tmp_path)])
     (planned,) = table_plan.plan(papers.named(["goyal-2"]), [], args, tmp_path)
-    told = verb.about(planned, args)
-    assert "the same run: kn=256 lr=0.05 and kn=256 lr=0.10 and kn=256 lr=0.20" in told
+    text = verb.about(planned, args)
+    assert "the same run: kn=256 lr=0.05 and kn=256 lr=0.10 and kn=256 lr=0.20" in text
 
 
 @pytest.mark.parametrize("content", ['{"rows": [{"row": "a"}]}', "[]", "{", "null"])
@@ -398,6 +398,6 @@ def test_every_table_is_listed_and_no_damaged_report(content, tmp_path, call):
     (place / "vgg-3.json").write_text(content)
     status, out, _ = call("list", "tables", "--json", "--runs", tmp_path)
     assert status == 0
-    found = json.loads(out)["tables"]
-    assert [table["name"] for table in found] == list(papers.tables())
-    assert all(row["measured"] == {} for row in found)
+    tables = json.loads(out)["tables"]
+    assert [table["name"] for table in tables] == list(papers.tables())
+    assert all(row["measured"] == {} for row in tables)

@@ -73,15 +73,15 @@ def trained(folder, tmp_path_factory):
     config.model = configs.model("cifar_resnet:8", width=0.25)
     config.data.update(name="npz", path=str(file), image_size=8, classes=("0", "1", "2"))
     config.train.update(batch_size=8, steps=1)
-    found = []
+    nets = []
     for seed in (0, 1):
         config.seed = seed
         opened = data_lib.open_data(config.data)
-        made = runs.create(config, opened.fingerprint, folder, {"study": "t", "row": "r"})
-        with made.lock():
-            train.train(made, devices.mesh())
-        found.append(made)
-    return found
+        run = runs.create(config, opened.fingerprint, folder, {"study": "t", "row": "r"})
+        with run.lock():
+            train.train(run, devices.mesh())
+        nets.append(run)
+    return nets
 
 
 @pytest.fixture(scope="module")
@@ -101,26 +101,26 @@ def sets(tmp_path_factory):
     year = root / "VOCdevkit" / "VOC2007"
     lists = year / "ImageSets" / "Main"
     lists.mkdir(parents=True)
-    there = {"cow": (0, 1), "train": (1, 2)}  # the colours of images in which they are
+    classes = {"cow": (0, 1), "train": (1, 2)}  # the colours of images in which they are
     for part, ids in (("trainval", range(24)), ("test", range(24, 48))):
         for i in ids:
             write(year / "JPEGImages" / f"{i:06}.jpg", i % 3)
-        for name, colours in there.items():
+        for name, colours in classes.items():
             lines = [f"{i:06} {1 if i % 3 in colours else -1:2}\n" for i in ids]
             (lists / f"{name}_{part}.txt").write_text("".join(lines))
     return root
 
 
-def shown(trained, sets, profile, wanted=None):
+def shown(trained, sets, profile, row_runs=None):
     """The rows of the table by name."""
     both = {0: tuple((run,) for run in trained)}
-    wanted = wanted or {"a": RowRuns({0: both[0][:1]}), "a & b": RowRuns(both)}
-    return {row.row.name: row for row in measure(TABLE, profile, "", wanted, sets).rows}
+    row_runs = row_runs or {"a": RowRuns({0: both[0][:1]}), "a & b": RowRuns(both)}
+    return {row.row.name: row for row in measure(TABLE, profile, "", row_runs, sets).rows}
 
 
-def learn(*found):
+def learn(*needed):
     """Learns heads, unless a test before has."""
-    assert not heads.run([head for head in found if head.worth() is None])
+    assert not heads.run([head for head in needed if head.worth() is None])
 
 
 def of_row(sets, profile, trained):
@@ -163,9 +163,9 @@ def test_heads_are_computed_in_a_process_and_features_once(trained):
     }
     assert len(features) == 4
     assert alone.worth() is None
-    found = heads.run([too_few, alone])
-    assert list(found) == [too_few]  # the next one is not kept from its turn
-    assert "has 20 images; expected" in found[too_few]
+    errors = heads.run([too_few, alone])
+    assert list(errors) == [too_few]  # the next one is not kept from its turn
+    assert "has 20 images; expected" in errors[too_few]
     assert {p: p.stat().st_mtime_ns for p in features} == features
     assert alone.worth()["run"] == trained[0].id
     rows = shown(trained, Sets(), "demo")
@@ -182,12 +182,12 @@ def test_a_process_that_ends_is_told(trained, monkeypatch):
 
 def test_several_seeds_are_averaged_over_their_splits(trained):
     seeds = {"a": RowRuns({s: ((run,),) for s, run in enumerate(trained)}), "a & b": RowRuns()}
-    other = replace(of_row(Sets(), "demo", trained)[OWN], runs=(trained[1],))
-    learn(replace(other, runs=(trained[0],)), other)
+    head = replace(of_row(Sets(), "demo", trained)[OWN], runs=(trained[1],))
+    learn(replace(head, runs=(trained[0],)), head)
     row = shown(trained, Sets(), "demo", seeds)["a"]
     means = []
     for run in trained:
-        worth = replace(other, runs=(run,)).worth()
+        worth = replace(head, runs=(run,)).worth()
         means.append(np.mean([split["mean_class_recall"] for split in worth["splits"]]))
     cell = row.cells[OWN]
     assert (cell.seeds, cell.value) == (2, pytest.approx(np.mean(means)))
@@ -196,8 +196,8 @@ def test_several_seeds_are_averaged_over_their_splits(trained):
 
 def test_sets_that_are_not_there_leave_their_cells_blank(trained, tmp_path, sets):
     row = shown(trained, Sets(), "paper")["a"]
-    told = "Caltech, VOC: --sets says where the images are"
-    assert (row.state, row.reason) == ("not measured", told)
+    expected = "Caltech, VOC: --sets says where the images are"
+    assert (row.state, row.reason) == ("not measured", expected)
     row = shown(trained, Sets(tmp_path), "paper")["a"]
     assert f"{tmp_path / '101_ObjectCategories'} is not there" in row.reason
     for part in ("train", "val"):
@@ -207,22 +207,22 @@ def test_sets_that_are_not_there_leave_their_cells_blank(trained, tmp_path, sets
 
 
 def test_the_papers_sets_are_measured_and_known_again_without_them(trained, sets, tmp_path):
-    found = of_row(Sets(sets), "paper", trained)
-    assert [key for key, head in found.items() if isinstance(head, Head)] == [CALTECH, VOC]
-    assert not heads.run(list(found.values()))
+    by_column = of_row(Sets(sets), "paper", trained)
+    assert [key for key, head in by_column.items() if isinstance(head, Head)] == [CALTECH, VOC]
+    assert not heads.run(list(by_column.values()))
     row = shown(trained, Sets(sets), "paper")["a & b"]
     assert (row.state, row.reason) == ("measured", "")
     voc, caltech = row.cells[VOC], row.cells[CALTECH]
     assert (voc.n, voc.low, voc.interval, voc.deviation) == (24, None, "", None)
-    splits = found[CALTECH].worth()["splits"]
+    splits = by_column[CALTECH].worth()["splits"]
     assert [(s["train"], s["test"]) for s in splits] == [(9, 11)] * 2  # 3, 4 and 4 of 6, 7 and 8
     assert (caltech.n, caltech.deviation is not None) == (11, True)
     assert shown(trained, Sets(), "paper")["a & b"].cells == row.cells
     # Other images of the same name: which of them are meant, only --sets says.
     shutil.copytree(sets, tmp_path / "sets")
     (tmp_path / "sets/101_ObjectCategories/bass/image_0000.jpg").unlink()
-    other = of_row(Sets(tmp_path / "sets"), "paper", trained)[CALTECH]
-    assert not heads.run([other])
+    changed = of_row(Sets(tmp_path / "sets"), "paper", trained)[CALTECH]
+    assert not heads.run([changed])
     assert set(shown(trained, Sets(), "paper")["a & b"].cells) == {VOC}
     assert shown(trained, Sets(sets), "paper")["a & b"].cells == row.cells
     row = shown(trained, Sets(tmp_path / "sets"), "paper")["a & b"]
@@ -233,10 +233,12 @@ def test_columns_of_other_profiles_are_printed_only(trained, sets):
     own = of_row(Sets(), "demo", trained)[OWN]
     learn(own, replace(own, runs=own.runs[:1]))
     both = {0: tuple((run,) for run in trained)}
-    wanted = {"a": RowRuns({0: both[0][:1]}), "a & b": RowRuns(both)}
+    row_runs = {"a": RowRuns({0: both[0][:1]}), "a & b": RowRuns(both)}
     printed = replace(ROWS[0], printed={VOC: papers.tables()["vgg-12"].rows[0].printed["ap"]})
     table = replace(TABLE, rows=(printed, ROWS[1]))
-    demo, full = (measure(table, profile, "", wanted, Sets(sets)) for profile in ("demo", "paper"))
+    demo, full = (
+        measure(table, profile, "", row_runs, Sets(sets)) for profile in ("demo", "paper")
+    )
     assert [(c.key, c.what) for c in demo.table.columns] == [(VOC, ""), (OWN, "recall")]
     assert [(c.key, c.what) for c in full.table.columns] == [(VOC, "ap"), (CALTECH, "recall")]
     text = " ".join(paper.table(demo).legend)
@@ -248,8 +250,8 @@ def test_columns_of_other_profiles_are_printed_only(trained, sets):
 def test_nets_that_learnt_the_classes_have_none_to_tell_apart(trained, learnt, tmp_path):
     config = trained[0].config()
     config.data.classes = learnt
-    made = runs.create(config, "", tmp_path, {"study": "t", "row": "r"})
-    (why,) = of_row(Sets(), "demo", [made]).values()
+    run = runs.create(config, "", tmp_path, {"study": "t", "row": "r"})
+    (why,) = of_row(Sets(), "demo", [run]).values()
     assert "data.classes has to leave two at least" in why
 
 
@@ -277,16 +279,16 @@ def test_nets_learn_the_first_four_fifths_of_a_folders_classes(tmp_path):
     few = r"has 3 classes; .*expected four at least"
     with pytest.raises(configs.ConfigError, match=few):
         planned(tmp_path, *words)
-    tables = planned(tmp_path, *words, name="vgg")  # the others are not kept from it
-    requests = {row.request for one in tables for row in one.rows if one.table.name == "vgg-11"}
+    plans = planned(tmp_path, *words, name="vgg")  # the others are not kept from it
+    requests = {row.request for plan in plans for row in plan.rows if plan.table.name == "vgg-11"}
     assert any(re.search(few, request) for request in requests)
-    assert sum(row.selected for one in tables for row in one.rows) > 10
+    assert sum(row.selected for plan in plans for row in plan.rows) > 10
     words = photographs("defghijkl")
-    (found,) = planned(tmp_path, *words)
-    learnt = {job.config.data.classes for row in found.rows for job in row.jobs}
+    (plan,) = planned(tmp_path, *words)
+    learnt = {job.config.data.classes for row in plan.rows for job in row.jobs}
     assert learnt == {tuple("abcdefghi")}
-    (found,) = planned(tmp_path, *words, "--set", "data.classes=b,c")
-    learnt = {job.config.data.classes for row in found.rows for job in row.jobs}
+    (plan,) = planned(tmp_path, *words, "--set", "data.classes=b,c")
+    learnt = {job.config.data.classes for row in plan.rows for job in row.jobs}
     assert learnt == {("b", "c")}
 
 
@@ -294,20 +296,20 @@ def test_nets_learn_the_first_four_fifths_of_a_folders_classes(tmp_path):
 def test_other_images_of_a_profile_have_classes_of_their_own(tmp_path, classes, learnt):
     np.savez(tmp_path / "noise.npz", **noise(80, 20, (8, 8), classes))
     words = ("--set", "data.name=npz", "--set", f"data.path={tmp_path / 'noise.npz'}")
-    (found,) = planned(tmp_path, *words, "--set", "train.steps=2")
-    for job in (job for row in found.rows for job in row.jobs):
+    (plan,) = planned(tmp_path, *words, "--set", "train.steps=2")
+    for job in (job for row in plan.rows for job in row.jobs):
         assert job.config.data.classes == tuple(map(str, range(learnt)))
 
 
 def test_the_paper_takes_vggs_own_nets(tmp_path):
     """In its own profile: the runs of table 4 serve, as their ids say."""
     words = ("--profile", "paper", "--plan")
-    (found,), (four,) = (planned(tmp_path, *words, name=name) for name in ("vgg-11", "vgg-4"))
+    (eleven,), (four,) = (planned(tmp_path, *words, name=name) for name in ("vgg-11", "vgg-4"))
     jobs = {job.run.id: job for row in four.rows for job in row.jobs}
-    for row in found.rows:
+    for row in eleven.rows:
         assert all(job.run.id in jobs and job.study == "vgg" for job in row.jobs)
-    assert sorted(j.row for j in found.rows[-1].jobs) == ["D [256;512]", "E [256;512]"]
-    assert found.assumed == {"ILSVRC-2012"}
+    assert sorted(j.row for j in eleven.rows[-1].jobs) == ["D [256;512]", "E [256;512]"]
+    assert eleven.assumed == {"ILSVRC-2012"}
 
 
 def test_a_cluster_leaves_the_heads_to_the_next_command(tmp_path, call):

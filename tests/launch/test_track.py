@@ -39,11 +39,11 @@ def test_trackers_that_are_not_there_end_a_command_before_anything_is_trained(
     study, tmp_path, capsys, monkeypatch, verb
 ):
     name = verb.partition(" ")[0]
-    what = {"table": "vgg-3", "retry": None}.get(name, study)
-    words = [name, *filter(None, [what]), *VERBS[verb], "--runs", str(tmp_path / "runs")]
+    subject = {"table": "vgg-3", "retry": None}.get(name, study)
+    words = [name, *filter(None, [subject]), *VERBS[verb], "--runs", str(tmp_path / "runs")]
     assert cli.main([*words, "--track", "tensorbord"]) == 2
-    told = capsys.readouterr().err
-    assert "--track tensorbord: unknown tracker 'tensorbord'; did you mean 'tensorboard'?" in told
+    output = capsys.readouterr().err
+    assert "--track tensorbord: unknown tracker 'tensorbord'; did you mean 'tensorboard'?" in output
     monkeypatch.setattr(tracking, "_is_installed", lambda package: package != "wandb")
     assert cli.main([*words, "--track", "none,"]) == 2
     assert cli.main([*words, "--track", "tensorboard,wandb"]) == 2
@@ -77,9 +77,9 @@ def test_script_names_the_trackers_that_were_asked_for_and_no_key(tmp_path, monk
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://ann:{KEY}@there")
     lines = script(tmp_path, track="wandb,tensorboard").splitlines()
-    asked = lines.index("export CNN_DEPTH_TRACK=wandb,tensorboard")
+    chosen = lines.index("export CNN_DEPTH_TRACK=wandb,tensorboard")
     assert (
-        lines.index("export CNN_DEPTH_TRACK=mlflow") < asked
+        lines.index("export CNN_DEPTH_TRACK=mlflow") < chosen
     )  # what a cluster's file says is less
     assert not [line for line in lines if KEY in line or "WANDB" in line or "MLFLOW" in line]
     assert script(tmp_path).count("CNN_DEPTH_TRACK") == 1
@@ -153,14 +153,14 @@ def test_jobs_of_slurm_have_the_trackers_and_keep_the_key_to_themselves(slurm, s
     folder = tmp_path / "runs"
     words = ["sweep", study, "--rows", "shallow", "--backend", "slurm", "--wait"]
     words += ["--track", "wandb", "--runs", str(folder)]
-    done = slurm.cnn_depth(*words, WANDB_API_KEY=KEY, PYTHONPATH=str(tmp_path / "fakes"))
-    assert done.returncode == 0, done.stderr
+    process = slurm.cnn_depth(*words, WANDB_API_KEY=KEY, PYTHONPATH=str(tmp_path / "fakes"))
+    assert process.returncode == 0, process.stderr
     (result,) = folder.glob("*/result.json")
     log = result.with_name("log.txt").read_text()
     assert f"wandb: ValueError: {result.parent.name}: ***" in log
     assert re.search(r"^wandb has nothing", log, re.MULTILINE)
     assert_nowhere(folder)
-    assert KEY not in done.stdout + done.stderr
+    assert KEY not in process.stdout + process.stderr
 
 
 # ------------------------------------------------------------------------ `cnn-depth track`
@@ -169,16 +169,16 @@ def test_jobs_of_slurm_have_the_trackers_and_keep_the_key_to_themselves(slurm, s
 @pytest.fixture
 def sent(monkeypatch):
     """What is sent, run by run; those of `mlflow` fail."""
-    found = []
+    calls = []
 
     def send(run, name):
         assert run.locked()
-        found.append((run.id, name))
+        calls.append((run.id, name))
         return "mlflow: OSError: no network" if name == "mlflow" else ""
 
     monkeypatch.setattr(following, "send", send)
     monkeypatch.setattr(tracking, "_is_installed", lambda package: True)
-    return found
+    return calls
 
 
 @pytest.fixture

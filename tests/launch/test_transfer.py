@@ -52,8 +52,8 @@ def run_in(call, folder, monkeypatch, tmp_path):
 def test_a_folder_of_classes_becomes_a_tested_classifier(run_in, folder, photos):
     status, out, err = run_in("transfer", "cifar_resnet-8", "--data", photos, "--json")
     assert status == 0, err
-    told = json.loads(out)
-    (result,), (made,) = told["results"], told["runs"]
+    answer = json.loads(out)
+    (result,), (run,) = answer["results"], answer["runs"]
     (split,) = result["splits"]
     assert (split["train"], split["test"]) == (36, 12)
     assert result["layer"] == "pool"
@@ -62,19 +62,19 @@ def test_a_folder_of_classes_becomes_a_tested_classifier(run_in, folder, photos)
     assert set(split["tried"]) == {"0.01", "0.1", "1", "10", "100", "1000"}
     assert np.sum(split["confusion"]) == 12
     # The run says the same of the same images, and classifies files.
-    status, out, _ = run_in("predict", photos / "red" / "00.png", "--run", made, "--json")
+    status, out, _ = run_in("predict", photos / "red" / "00.png", "--run", run, "--json")
     (image,) = json.loads(out)["images"]
     assert (status, image["classes"][0]["name"]) == (0, "red")
-    (found,) = features.Extractor(runs.Run(Path(made)), mesh(), str(photos)).features(
+    (logits,) = features.Extractor(runs.Run(Path(run)), mesh(), str(photos)).features(
         features.FeatureRequest("fc")
     )
-    labels = found.of.labels
-    _, test = next(transfer.split(found.of, transfer.HeadSettings()))
-    wrong = found.values[test].argmax(axis=1) != labels[test]
+    labels = logits.of.labels
+    _, test = next(transfer.split(logits.of, transfer.HeadSettings()))
+    wrong = logits.values[test].argmax(axis=1) != labels[test]
     assert int(wrong.sum()) == split["errors"]
     # It leaves as other runs do.
     exported = folder / "red.pth"
-    status, _, err = run_in("weights", "export", made, "--naming", "cifar", "--out", exported)
+    status, _, err = run_in("weights", "export", run, "--naming", "cifar", "--out", exported)
     assert status == 0, err
     assert weight_files.read(exported)["linear.weight"].shape == (3, 64)
 
@@ -125,9 +125,9 @@ def test_features_are_written_for_others(run_in, photos, tmp_path):
     words = ("features", "cifar_resnet-8", "--data", photos, "--l2", "--out", "f.npz", "--json")
     status, out, err = run_in(*words)
     assert status == 0, err
-    (told,) = json.loads(out)
+    (answer,) = json.loads(out)
     with np.load(tmp_path / "f.npz") as file:
-        assert file["features"].shape == (told["n"], told["features"]) == (48, 64)
+        assert file["features"].shape == (answer["n"], answer["features"]) == (48, 64)
         np.testing.assert_allclose(np.linalg.norm(file["features"], axis=1), 1, rtol=1e-5)
         assert file["classes"].tolist() == ["blue", "green", "red"]
         assert file["parts"].tolist() == ["any"] * 48
@@ -135,23 +135,23 @@ def test_features_are_written_for_others(run_in, photos, tmp_path):
 
 
 def test_networks_side_by_side(run_in, folder, photos, monkeypatch):
-    other = cnn_arch.create("cifar_resnet:14", rngs=nnx.Rngs(1))
-    weight_files.write(folder / "other.pth", pretrained.export(other, "cifar"))
+    net = cnn_arch.create("cifar_resnet:14", rngs=nnx.Rngs(1))
+    weight_files.write(folder / "other.pth", pretrained.export(net, "cifar"))
     second = weights.import_run(folder / "other.pth", "cifar_resnet:14", folder)
     words = ("--data", photos, "--together", "--normalise", "l2", "--json")
     status, out, err = run_in("transfer", "cifar_resnet-8", second.id, *words)
     assert status == 0, err
-    told = json.loads(out)
-    (result,) = told["results"]
+    answer = json.loads(out)
+    (result,) = answer["results"]
     assert result["features"] == 128
     assert result["run"].endswith(f" + {second.id}")
-    assert told["runs"] == []
+    assert answer["runs"] == []
     first = runs.Run(next(folder.glob("cifar_resnet-8-*")))
     how = transfer.HeadSettings(normalise="l2")
-    found = result_store.by_fingerprint(
+    stored = result_store.by_fingerprint(
         [first, second], "pool", result["passes"], result["fingerprint"], how
     )
-    assert found == result
+    assert stored == result
     assert (
         result_store.by_fingerprint([first, second], "pool", result["passes"], "other", how) is None
     )
@@ -247,19 +247,19 @@ def test_a_runs_own_split_is_kept(run_in, call, folder, photos, monkeypatch):
         *train, "--set", "model.arch=cifar_resnet:8", "--set", "data.pad=0", *words, "--json"
     )
     assert status == 0, err
-    made = json.loads(out)["run"]
-    status, out, err = run_in("transfer", made, "--json")
+    run = json.loads(out)["run"]
+    status, out, err = run_in("transfer", run, "--json")
     assert status == 0, err
     (result,) = json.loads(out)["results"]
     (split,) = result["splits"]
-    tested = predictions.load(Path(made) / "predictions" / "test-center.npz")
+    tested = predictions.load(Path(run) / "predictions" / "test-center.npz")
     assert (split["train"], split["test"]) == (36, len(tested.ids)) == (36, 12)
-    one = features.Extractor(runs.Run(Path(made)), mesh(), None)
-    assert (one.collection.parts == TEST).sum() == 12
-    config = finetune.config_of(one, finetune.Tuning())  # trained on with the same parts
+    extractor = features.Extractor(runs.Run(Path(run)), mesh(), None)
+    assert (extractor.collection.parts == TEST).sum() == 12
+    config = finetune.config_of(extractor, finetune.Tuning())  # trained on with the same parts
     named = config.data.name, config.data.path, config.data.split
     assert named == ("folder", str(photos), 0.25)
-    assert data_lib.open_data(config.data).dataset.fingerprint == one.collection.fingerprint
+    assert data_lib.open_data(config.data).dataset.fingerprint == extractor.collection.fingerprint
 
 
 def test_splits_keep_to_a_sets_parts():
@@ -270,8 +270,8 @@ def test_splits_keep_to_a_sets_parts():
     assert [test.tolist() for _, test in drawn] == [[6, 7]] * 3
     assert all(sorted(of.labels[train]) == [0, 0, 1, 1] for train, _ in drawn)
     assert len({tuple(train) for train, _ in drawn}) > 1
-    (one,) = transfer.split(of, transfer.HeadSettings(train_per_class=3))  # all there are
-    assert one[0].tolist() == [0, 1, 2, 3, 4, 5]
+    (split,) = transfer.split(of, transfer.HeadSettings(train_per_class=3))  # all there are
+    assert split[0].tolist() == [0, 1, 2, 3, 4, 5]
     free = set_of([ANY] * 8, [0, 1] * 4)
     for train, test in transfer.split(free, transfer.HeadSettings(splits=2)):
         assert sorted([*train, *test]) == list(range(8))

@@ -94,10 +94,10 @@ def command(*words):
 def call(*words, cwd, **environment):
     """(exit status, standard output, standard error) of a command in a process of its own."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(
+    process = subprocess.run(
         command(*words), cwd=cwd, env=variables, capture_output=True, text=True, timeout=300
     )
-    return done.returncode, done.stdout, done.stderr
+    return process.returncode, process.stdout, process.stderr
 
 
 def test_own_network_is_swept_stopped_resumed_and_known_by_its_source(project, tmp_path):
@@ -121,8 +121,8 @@ def test_own_network_is_swept_stopped_resumed_and_known_by_its_source(project, t
     assert not (project / "__pycache__").exists()
 
     # A run's folder may be a stranger's: it can't say where code is, and neither can a place.
-    (one,) = (name for name in ids if "net1" in name)
-    evaluate = ("evaluate", one, "--runs", folder, "--json")
+    (run,) = (name for name in ids if "net1" in name)
+    evaluate = ("evaluate", run, "--runs", folder, "--json")
     for cwd in ("/", project):
         status, _, err = call(*evaluate, cwd=cwd)
         assert (status, "beside the study's file or on PYTHONPATH" in err) == (2, True)

@@ -39,10 +39,10 @@ def test_weights_are_imported_used_and_exported(files, call):
     assert json.loads(out)["naming"] == "cifar"
     status, out, _ = call("predict", "a.png", "b.jpg", "--run", "mine", "--json")
     assert status == 0
-    found = json.loads(out)
-    with Image.open(found["picture"]) as picture:
+    answer = json.loads(out)
+    with Image.open(answer["picture"]) as picture:
         assert picture.size[0] > 100
-    for image in found["images"]:
+    for image in answer["images"]:
         shown = [row["probability"] for row in image["classes"]]
         assert len(shown) == 5
         assert shown == sorted(shown, reverse=True)
@@ -51,7 +51,7 @@ def test_weights_are_imported_used_and_exported(files, call):
         "predict", "a.png", "--weights", "net.pth", "--as", "cifar_resnet:8", "--top", 2
     )
     assert status == 0
-    name = found["images"][0]["classes"][0]["name"]
+    name = answer["images"][0]["classes"][0]["name"]
     assert name in out
     status, out, _ = call("weights", "export", "mine", "--naming", "cifar", "--out", "again.npz")
     assert status == 0

@@ -12,10 +12,10 @@ from launch.executors import local, worker
 
 @pytest.fixture
 def run(tmp_path):
-    made = runs.Run(tmp_path / "net-1")
-    made.checkpoints.mkdir(parents=True)
-    write(made, "job", cluster={"retries": 2})
-    return made
+    new_run = runs.Run(tmp_path / "net-1")
+    new_run.checkpoints.mkdir(parents=True)
+    write(new_run, "job", cluster={"retries": 2})
+    return new_run
 
 
 def write(run, name, **content):
@@ -77,7 +77,7 @@ def test_progress_is_told_from_start_to_end(run, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
-    told = worker.Recorder(run, 2)
+    recorder = worker.Recorder(run, 2)
     first = run.read("progress")
     assert (first["state"], first["job"], first["host"], first["processes"]) == (
         "starting",
@@ -85,13 +85,13 @@ def test_progress_is_told_from_start_to_end(run, monkeypatch):
         "n7",
         2,
     )
-    told({"event": "start", "step": 4, "steps": 9})
+    recorder({"event": "start", "step": 4, "steps": 9})
     assert run.read("progress")["state"] == "training"
     values = {"step": 5, "steps": 9, "loss": 1.5, "error": 50.0, "images_per_s": 8.0, "left": 2.0}
-    told({"event": "progress", **values})
-    told({"event": "testing", "what": "dense", "images": 1, "of": 2})
+    recorder({"event": "progress", **values})
+    recorder({"event": "testing", "what": "dense", "images": 1, "of": 2})
     assert run.read("progress")["state"] == "testing"
-    told.close()
+    recorder.close()
     last = run.read("progress")
     assert last["state"] == "ended"
     assert {name: last[name] for name in ("step", "loss")} == {"step": 5, "loss": 1.5}
@@ -109,7 +109,7 @@ def test_processes_of_a_slot_have_cores_and_accelerators_of_their_own():
 
 
 def test_recorder_outlives_a_full_disk_and_ends_a_training_whose_folder_is_gone(run, monkeypatch):
-    told = worker.Recorder(run, 1)
+    recorder = worker.Recorder(run, 1)
     monkeypatch.setattr(worker, "TOLD_SECONDS", 0.0)
 
     def full(*anything):
@@ -117,11 +117,11 @@ def test_recorder_outlives_a_full_disk_and_ends_a_training_whose_folder_is_gone(
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "write_json", full)
-        told({"event": "testing", "what": "dense", "images": 1, "of": 2})
+        recorder({"event": "testing", "what": "dense", "images": 1, "of": 2})
     shutil.rmtree(run.folder)
     with pytest.raises(runs.RunError, match="net-1 was deleted while it was trained"):
-        told({"event": "testing", "what": "dense", "images": 2, "of": 2})
-    told.close()
+        recorder({"event": "testing", "what": "dense", "images": 2, "of": 2})
+    recorder.close()
 
 
 def test_failure_is_told_where_the_folder_can_not_hold_it(run, monkeypatch):
