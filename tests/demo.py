@@ -81,11 +81,11 @@ def train(folder: Path, studies: list[str]) -> int:
                     command = [sys.executable, __file__, "--runs", str(folder)]
                     command += ["--one", variant, study, row, str(seed)]
                     env = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **environment}
-                    done = subprocess.run(command, env=env, capture_output=True, text=True)
-                    print(f"{variant}, {study}, {row}, {seed}: {done.returncode}", flush=True)
-                    if done.returncode:
+                    process = subprocess.run(command, env=env, capture_output=True, text=True)
+                    print(f"{variant}, {study}, {row}, {seed}: {process.returncode}", flush=True)
+                    if process.returncode:
                         failed += 1
-                        print(done.stdout[-500:], done.stderr[-1500:], flush=True)
+                        print(process.stdout[-500:], process.stderr[-1500:], flush=True)
     return failed
 
 
@@ -94,8 +94,8 @@ def one(folder: Path, variant: str, study: str, row: str, seed: str) -> int:
     from launch import cli
 
     VARIANTS[variant][1]()
-    asked = ["--row", row, "--seed", seed, "--runs", str(folder / variant)]
-    return cli.main(["train", study, *asked])
+    words = ["--row", row, "--seed", seed, "--runs", str(folder / variant)]
+    return cli.main(["train", study, *words])
 
 
 Found = dict[tuple[str, int], runs.Run]  # of a row and seed
@@ -103,32 +103,32 @@ Found = dict[tuple[str, int], runs.Run]  # of a row and seed
 
 def found(folder: Path, study: str) -> Found:
     """The finished runs of a variant."""
-    there: Found = {}
+    finished: Found = {}
     for path in sorted(folder.glob("*/run.json")):
         run = runs.Run(path.parent)
         about = run.read("run") or {}
         if about.get("study") == study and run.read("result"):
-            there[about["row"], run.config().seed] = run
-    return there
+            finished[about["row"], run.config().seed] = run
+    return finished
 
 
-def errors(there: Found, row: str) -> list[float]:
+def errors(finished: Found, row: str) -> list[float]:
     """Test errors in percent, in the order of the seeds."""
-    results = [there[row, seed].read("result") or {} for seed in SEEDS]
-    return [100 * each["top1_errors_count"] / each["n"] for each in results]
+    results = [finished[row, seed].read("result") or {} for seed in SEEDS]
+    return [100 * result["top1_errors_count"] / result["n"] for result in results]
 
 
-def losses(there: Found, row: str) -> list[float]:
+def losses(finished: Found, row: str) -> list[float]:
     """Mean training losses of the first two epochs, in the order of the seeds."""
-    logged = [there[row, seed].logged() for seed in SEEDS]
-    return [next(line["train_loss"] for line in each if "train_loss" in line) for each in logged]
+    logged = [finished[row, seed].logged() for seed in SEEDS]
+    return [next(line["train_loss"] for line in log if "train_loss" in line) for log in logged]
 
 
 def difference(first: list[float], second: list[float], digits: int) -> str:
     """Its mean and interval, paired by seed."""
-    told = st.paired_difference(first, second)
-    interval = "" if told.low is None else f" [{told.low:.{digits}f}, {told.high:.{digits}f}]"
-    return f"{told.mean:.{digits}f}{interval}"
+    paired = st.paired_difference(first, second)
+    interval = "" if paired.low is None else f" [{paired.low:.{digits}f}, {paired.high:.{digits}f}]"
+    return f"{paired.mean:.{digits}f}{interval}"
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -144,17 +144,17 @@ def lines(folder: Path, study: str) -> Iterator[str]:
         pairs = [row for row in rows if f"{row} seeded" in rows]
         yield "| rounding | " + " | ".join(f"{row} | seeded | less" for row in pairs) + " |"
     for variant in VARIANTS:
-        there = found(folder / variant, study)
-        if any((row, seed) not in there for row in rows for seed in SEEDS):
+        finished = found(folder / variant, study)
+        if any((row, seed) not in finished for row in rows for seed in SEEDS):
             continue
         if study == "residual_depth":
-            of = {row: errors(there, row) for row in rows}
+            of = {row: errors(finished, row) for row in rows}
             cells = [spread(of[row], 1) for row in rows]
             cells += [difference(of["plain-44"], of[row], 1) for row in ("plain-20", "resnet-44")]
         else:
             cells = []
             for row in pairs:
-                scratch, seeded = losses(there, row), losses(there, f"{row} seeded")
+                scratch, seeded = losses(finished, row), losses(finished, f"{row} seeded")
                 cells += [spread(scratch, 2), spread(seeded, 2), difference(scratch, seeded, 2)]
         yield f"| {variant} | {' | '.join(cells)} |"
 

@@ -44,8 +44,8 @@ def main() -> None:
     program = Path(sys.executable).with_name("cnn-depth")
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CNN_DEPTH_RUNS")}
     with tempfile.TemporaryDirectory(prefix="cnn-depth-dist-") as folder:
-        for words, told in COMMANDS:
-            done = subprocess.run(
+        for words, expected in COMMANDS:
+            process = subprocess.run(
                 [program, *words],
                 cwd=folder,
                 env=environment,
@@ -55,9 +55,9 @@ def main() -> None:
                 timeout=600,
                 check=False,
             )
-            output = done.stdout + done.stderr
-            assert done.returncode == 0, f"{words}: status {done.returncode}\n{output}"
-            assert told in output, f"{words}: no {told!r} in\n{output}"
+            output = process.stdout + process.stderr
+            assert process.returncode == 0, f"{words}: status {process.returncode}\n{output}"
+            assert expected in output, f"{words}: no {expected!r} in\n{output}"
             print(f"ok  cnn-depth {' '.join(words)}", flush=True)
         result = next(Path(folder).glob("runs/*/result.json"))
         assert json.loads(result.read_text())["steps"] == 2

@@ -32,19 +32,19 @@ def squares(
     rng = np.random.default_rng(0)
     n = train + test
     labels = np.arange(n) % classes
-    made = rng.integers(0, 90, (n, side, side, channels), dtype=np.uint8)
+    images = rng.integers(0, 90, (n, side, side, channels), dtype=np.uint8)
     size = side // 4
-    for image, k in zip(made, labels, strict=True):
+    for image, k in zip(images, labels, strict=True):
         top, left = size * (k // 4), size * (k % 4)
         image[top : top + size, left : left + size] += 120
     arrays = {
-        "train_images": made[:train],
+        "train_images": images[:train],
         "train_labels": labels[:train],
-        "test_images": made[train:],
+        "test_images": images[train:],
         "test_labels": labels[train:],
     }
     np.savez(file, **arrays)
-    return made
+    return images
 
 
 VOC = {"cow": (0, 1), "dog": (1, 2), "train": (2,)}  # the colours of images that show a class
@@ -56,7 +56,9 @@ def voc(year: Path, train: int = 24, test: int = 12, side: int | None = None) ->
     rng = np.random.default_rng(0)
     for folder in ("JPEGImages", "ImageSets/Main"):
         (year / folder).mkdir(parents=True)
-    targets = np.array([[i % 3 in there for there in VOC.values()] for i in range(train + test)])
+    targets = np.array(
+        [[i % 3 in colours for colours in VOC.values()] for i in range(train + test)]
+    )
     targets = targets.astype(np.int8)
     targets[4::5, 1] = -1
     for i in range(train + test):
@@ -90,8 +92,8 @@ def run(
     config.data.image_size = side
     names = tuple(map(str, range(classes)))
     normalise = resident.Normalisation(np.float32(mean), np.float32(std))
-    found = runs.Run(folder / f"{net.name.replace(':', '-')}-made")
+    new_run = runs.Run(folder / f"{net.name.replace(':', '-')}-made")
     arrays = {"params": cnn_arch.flat_state(params), "stats": cnn_arch.flat_state(stats)}
     about = {"digest": "made", "file": "nowhere"}
-    weights.write_run(found, config, about, arrays, Preprocessing(normalise, names, channels))
-    return found
+    weights.write_run(new_run, config, about, arrays, Preprocessing(normalise, names, channels))
+    return new_run

@@ -114,16 +114,16 @@ class Command:
         """
         if self.python:
             return ""
-        found = []
+        parts = []
         if self.needs:
             without = _begins(NEEDS[self.needs], self.text)
             if without is None:
                 return None
-            found.append(without)
+            parts.append(without)
         rule = _begins(RULES, self.text)
         if rule is None:
             raise LookupError(f"{self.page}:{self.line}: no rule of {__file__} is for: {self.text}")
-        return " ".join(filter(None, (rule, *found)))
+        return " ".join(filter(None, (rule, *parts)))
 
 
 def _begins(rules: dict[str, str], text: str) -> str | None:
@@ -132,8 +132,8 @@ def _begins(rules: dict[str, str], text: str) -> str | None:
 
 def blocks(text: str) -> Iterator[tuple[str, int, str]]:
     """(language, line of its first line, content) of each code block of a Markdown text."""
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        yield found[1], text[: found.start(2)].count("\n") + 1, found[2]
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield match[1], text[: match.start(2)].count("\n") + 1, match[2]
 
 
 def printed() -> list[Command]:
@@ -144,10 +144,10 @@ def printed() -> list[Command]:
 
 def commands(text: str, page: str = "README.md") -> list[Command]:
     """The commands of the blocks without a language, and the Python blocks."""
-    found = []
+    listed = []
     for language, line, content in blocks(text):
         if language == "python":
-            found.append(Command(content, "", line, True, page))
+            listed.append(Command(content, "", line, True, page))
         if language:
             continue
         start = line
@@ -159,9 +159,9 @@ def commands(text: str, page: str = "README.md") -> list[Command]:
                 continue
             command, _, comment = joined.partition(" # ")
             needs = re.search(r"\bneeds (.+)$", comment)
-            found.append(Command(command.strip(), needs[1] if needs else "", start, page=page))
+            listed.append(Command(command.strip(), needs[1] if needs else "", start, page=page))
             joined = ""
-    return found
+    return listed
 
 
 def _fresh_source(folder: Path) -> None:
@@ -197,8 +197,8 @@ class Session:
             (folder / place).mkdir()
         own = {name: str(folder / place) for name, place in places.items()}
         unwanted = ("CNN_DEPTH_", "PYTHONPATH", "VIRTUAL_ENV", "MAKE", "MFLAGS")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
-        self.environment = kept | own
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
+        self.environment = inherited | own
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
         """Status 124 where it takes longer than TIMEOUT."""
@@ -224,9 +224,9 @@ def follow(folder: Path) -> int:
     counts = {"ok": 0, "failed": 0, "skipped": 0}
     started = time.monotonic()
 
-    def tell(state: str, seconds: float, what: str) -> None:
+    def tell(state: str, seconds: float, label: str) -> None:
         counts[state] += 1
-        print(f"{state:<8}{seconds:6.1f} s  {what}", flush=True)
+        print(f"{state:<8}{seconds:6.1f} s  {label}", flush=True)
 
     for command in printed():
         words = command.words
@@ -237,22 +237,22 @@ def follow(folder: Path) -> int:
             continue
         text = command.text.replace("<this repository>", f"file://{source} cnn-depth")
         script = f"{text} {words}" if not command.python else f"python - <<'END'\n{text}END"
-        begun = time.monotonic()
-        done = session.run(script)
+        start = time.monotonic()
+        process = session.run(script)
         shown += f"  [+ {words}]" if words else ""
-        tell("failed" if done.returncode else "ok", time.monotonic() - begun, shown)
-        if done.returncode:
-            print(f"    exit status {done.returncode}")
-            print(*(f"    {line}" for line in done.stdout.splitlines()[-SHOWN:]), sep="\n")
+        tell("failed" if process.returncode else "ok", time.monotonic() - start, shown)
+        if process.returncode:
+            print(f"    exit status {process.returncode}")
+            print(*(f"    {line}" for line in process.stdout.splitlines()[-SHOWN:]), sep="\n")
         if text.startswith("git clone "):
             session.before.append("cd cnn-depth")
         if text == ". .venv/bin/activate":
             session.before.append(text)
-            made = session.run(f"python -P '{__file__}' --stand-ins .")
-            if made.returncode:
-                raise SystemExit(f"the stand-ins can't be made:\n{made.stdout}")
-    told = ", ".join(f"{count} {state}" for state, count in counts.items())
-    print(f"{told}; {(time.monotonic() - started) / 60:.1f} minutes")
+            setup = session.run(f"python -P '{__file__}' --stand-ins .")
+            if setup.returncode:
+                raise SystemExit(f"the stand-ins can't be made:\n{setup.stdout}")
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
+    print(f"{summary}; {(time.monotonic() - started) / 60:.1f} minutes")
     return counts["failed"]
 
 
@@ -314,9 +314,9 @@ def main() -> int:
     """Status 1 if a command failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stand-ins", type=Path, metavar="DIR", help="only make the stand-ins")
-    asked = parser.parse_args()
-    if asked.stand_ins is not None:
-        stand_ins(asked.stand_ins)
+    args = parser.parse_args()
+    if args.stand_ins is not None:
+        stand_ins(args.stand_ins)
         return 0
     with tempfile.TemporaryDirectory(prefix="cnn-depth-readme-") as folder:
         return 1 if follow(Path(folder)) else 0

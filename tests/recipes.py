@@ -55,9 +55,9 @@ COLUMNS = """\
 |---|---|---:|---:|---:|---:|---:|"""
 
 
-def words(given: Iterable[str]) -> list[str]:
+def words(settings: Iterable[str]) -> list[str]:
     """As the command line has them."""
-    return [word for setting in given for word in ("--set", setting)]
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def studies(profile: str) -> Iterator[tuple[str, configs.Study]]:
@@ -72,22 +72,22 @@ def studies(profile: str) -> Iterator[tuple[str, configs.Study]]:
 
 
 def planned(
-    study: configs.Study, row: configs.Row, given: list[str], folder: Path
+    study: configs.Study, row: configs.Row, settings: list[str], folder: Path
 ) -> dict[tuple[str, int], graph.Job]:
     """The row's job, and that of the row that seeds it."""
-    return graph.jobs(study, {row.name: range(1)}, configs.parse_set(given), folder)
+    return graph.jobs(study, {row.name: range(1)}, configs.parse_set(settings), folder)
 
 
 def shortened(
-    study: configs.Study, row: configs.Row, profile: str, given: list[str], folder: Path
+    study: configs.Study, row: configs.Row, profile: str, settings: list[str], folder: Path
 ) -> list[str]:
-    """What is changed in the row beside `given`, so that it keeps within its budget."""
-    job = planned(study, row, given, folder)[row.name, 0]
+    """What is changed in the row beside `settings`, so that it keeps within its budget."""
+    job = planned(study, row, settings, folder)[row.name, 0]
     width, changes = job.config.model.get("width", 1.0), list[str]()
     for narrower in WIDTHS:
         if narrower != 1:
             changes = [f"model.width={width * narrower}"]
-            job = planned(study, row, given + changes, folder)[row.name, 0]
+            job = planned(study, row, settings + changes, folder)[row.name, 0]
         affordable = int(BUDGET[profile] * job.steps / job.training_macs)
         if affordable >= min(job.steps, LEAST):
             break
@@ -98,57 +98,57 @@ def shortened(
     return changes if steps == job.steps else [*changes, f"train.steps={steps}"]
 
 
-def train(profile: str, given: list[str], folder: Path, only: list[str]) -> Iterator[str]:
+def train(profile: str, settings: list[str], folder: Path, only: list[str]) -> Iterator[str]:
     """Trains what is not there; gives the rows that failed."""
     listed = written().get(profile, {})
     for spec, study in studies(profile):
         for row in study.rows if not only or study.name in only else ():
             if f"{study.name}, {row.name}" in listed:
                 continue
-            changes = given + shortened(study, row, profile, given, folder)
+            changes = settings + shortened(study, row, profile, settings, folder)
             for (of, _), job in planned(study, row, changes, folder).items():
                 if job.run.read("result") or job.run.read("failed"):
                     continue
                 print(f"{spec}, {of}: {' '.join(changes)}", flush=True)
                 command = [sys.executable, "-m", "launch", "train", spec, "--row", of]
                 command += [*words(changes), "--runs", str(folder)]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    print(done.stdout[-2000:], done.stderr[-2000:], flush=True)
+                process = subprocess.run(command, capture_output=True, text=True)
+                if process.returncode:
+                    print(process.stdout[-2000:], process.stderr[-2000:], flush=True)
                     yield f"{spec}, {of}"
 
 
 def page(folder: Path) -> str:
     """docs/recipes.md, of the runs in the folders of the profiles and of what it says already."""
-    found, before = [HEAD], written()
+    parts, before = [HEAD], written()
     for profile in BUDGET:
         rows = list(lines(profile, folder / profile, before.get(profile, {})))
         if rows:
-            found += [f"\n## {profile}\n\n{ABOUT[profile]}\n", COLUMNS, *rows]
-    return "\n".join(found) + "\n"
+            parts += [f"\n## {profile}\n\n{ABOUT[profile]}\n", COLUMNS, *rows]
+    return "\n".join(parts) + "\n"
 
 
 def written() -> dict[str, dict[str, str]]:
     """The page's lines as they stand, by profile and by study and row."""
-    found: dict[str, dict[str, str]] = {}
+    by_profile: dict[str, dict[str, str]] = {}
     for text in PAGE.read_text().splitlines() if PAGE.exists() else ():
         if text.startswith("## "):
-            rows = found.setdefault(text[3:], {})
+            rows = by_profile.setdefault(text[3:], {})
         elif text.startswith("| ") and not text.startswith("| study, row"):
             rows[text.split(" | ")[0].removeprefix("| ")] = text
-    return found
+    return by_profile
 
 
 def lines(profile: str, folder: Path, before: dict[str, str]) -> Iterator[str]:
     """Of each row that was trained, its line of the page: of its run, or the one of `before`."""
-    there = {}
+    trained = {}
     for path in folder.glob("*/run.json"):
         run = runs.Run(path.parent)
         about = run.read("run") or {}
-        there[about["study"], about["row"]] = run
+        trained[about["study"], about["row"]] = run
     for _, study in studies(profile):
         for row in study.rows:
-            run, name = there.get((study.name, row.name)), f"{study.name}, {row.name}"
+            run, name = trained.get((study.name, row.name)), f"{study.name}, {row.name}"
             if run is not None and (run.read("result") or run.read("failed")):
                 yield "| " + " | ".join([name, *line(profile, study, row, run)]) + " |"
             elif name in before:
@@ -157,14 +157,14 @@ def lines(profile: str, folder: Path, before: dict[str, str]) -> Iterator[str]:
 
 def line(profile: str, study: configs.Study, row: configs.Row, run: runs.Run) -> list[str]:
     """What a run shows: its width, length, losses and errors."""
-    whole = study.config_of(row)
+    full = study.config_of(row)
     config, result = run.config(), run.read("result")
     logged = [line for line in run.logged() if "train_loss" in line]
     if result is None:
         return ["", "", "", "", "", (run.read("failed") or {})["reason"]]
     n = round(TRAINED[profile] * (1 - config.data.holdout)) if profile in TRAINED else 0
-    of = total_steps(whole, n or result["train_images"])
-    width, wide = (c.model.get("width", 1.0) for c in (config, whole))
+    of = total_steps(full, n or result["train_images"])
+    width, wide = (c.model.get("width", 1.0) for c in (config, full))
     return [
         f"{width:g}" + (f" (of {wide:g})" if width != wide else ""),
         f"{result['steps']:,} of {of:,}",

@@ -70,8 +70,8 @@ def verbs() -> str:
     for name, summary in cli.VERBS.items():
         parser = cli.parser_of(name)
         text += f"\n## {name}\n\n{summary[:1].upper()}{summary[1:]}.\n\n"
-        for one in (parser, *_children(parser)):
-            text += f"```text\n{one.format_help().strip()}\n```\n"
+        for command in (parser, *_children(parser)):
+            text += f"```text\n{command.format_help().strip()}\n```\n"
     return text
 
 

@@ -14,19 +14,21 @@ PAGES = sorted((ROOT / "docs").glob("add-*.md"))
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_diffs_of_examples_apply(page):
-    found = re.findall(r"^```diff\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert found or page.stem == "add-cluster"
-    for diff in found:
+    diffs = re.findall(r"^```diff\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert diffs or page.stem == "add-cluster"
+    for diff in diffs:
         # Line numbers may be others: what counts are the lines around a change.
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "apply", "--check"],
             cwd=ROOT,
             input=diff,
             capture_output=True,
             text=True,
         )
-        told = f"the code that the example changes is another; make its diff anew\n{done.stderr}"
-        assert done.returncode == 0, f"docs/{page.name}: {told}"
+        message = (
+            f"the code that the example changes is another; make its diff anew\n{process.stderr}"
+        )
+        assert process.returncode == 0, f"docs/{page.name}: {message}"
 
 
 def test_every_page_is_in_the_site():

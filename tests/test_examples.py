@@ -39,28 +39,28 @@ def test_the_gpu_script_keeps_what_is_measured_and_tries_the_rest_again(tmp_path
             "BROKEN": broken,
         }
         command = [ROOT / "examples" / "gpu.sh", results, "--set", "data.path=here"]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        return done, calls.read_text().splitlines()
+        process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        return process, calls.read_text().splitlines()
 
     table = f"table resnet-6 --profile cifar --seeds 1 --runs {results}/runs --set data.path=here"
-    done, called = script(broken="resnet:50")
-    assert done.returncode == 1
-    assert "failed: " in done.stderr
+    process, called = script(broken="resnet:50")
+    assert process.returncode == 1
+    assert "failed: " in process.stderr
     assert [line.split()[0] for line in called] == ["doctor", "bench", "bench", "bench", "table"]
     assert called[-1] == table
     assert not (results / "step-resnet-50.json").exists()
     assert (results / "step-vgg-D-32x8.json").read_text() == "{}\n"
 
-    done, called = script(broken="nothing that is called")
-    assert (done.returncode, len(called)) == (0, 2), done.stderr
+    process, called = script(broken="nothing that is called")
+    assert (process.returncode, len(called)) == (0, 2), process.stderr
     assert "--arch resnet:50 " in called[0]
     assert called[1] == table
 
 
 def test_the_gpu_script_without_a_folder_says_how_it_is_used():
-    done = subprocess.run([ROOT / "examples" / "gpu.sh"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage: examples/gpu.sh RESULTS")
+    process = subprocess.run([ROOT / "examples" / "gpu.sh"], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith("usage: examples/gpu.sh RESULTS")
 
 
 # What a recipe for a container copies, and what its `pip install` gets.
@@ -88,8 +88,8 @@ def test_a_container_gets_what_the_package_is_made_of(name, tmp_path):
         return set(zipfile.ZipFile(wheel).namelist())
 
     assert files(tmp_path / "source") == files(ROOT)
-    (what,) = re.findall(installed, text, re.MULTILINE)
-    assert re.fullmatch(r'"/source\[(\$\{EXTRA\}|\{\{ EXTRA \}\})\]"', what)
+    (requirement,) = re.findall(installed, text, re.MULTILINE)
+    assert re.fullmatch(r'"/source\[(\$\{EXTRA\}|\{\{ EXTRA \}\})\]"', requirement)
     extras = re.search(r"EXTRA=(\S+)$", text, re.MULTILINE)[1].split(",")
     assert {f"{extra} = [" in (ROOT / "pyproject.toml").read_text() for extra in extras} == {True}
     assert "python:3.12" in text  # within requires-python

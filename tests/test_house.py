@@ -76,8 +76,8 @@ def test_no_modules_import_each_other_in_a_circle():
         for node in ast.walk(tree):
             if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
                 node.body = [ast.Pass()]
-        found = {name if name in names else name.rpartition(".")[0] for name, _ in imported(tree)}
-        graph[name_of(path)] = (found & names) - {name_of(path)}
+        modules = {name if name in names else name.rpartition(".")[0] for name, _ in imported(tree)}
+        graph[name_of(path)] = (modules & names) - {name_of(path)}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
@@ -143,8 +143,8 @@ def test_everything_imports_without_tensorflow(fresh_python):
         "sys.modules['tensorflow'] = None\n"  # importing it raises ImportError
         f"for name in {names!r}: importlib.import_module(name)\n"
     )
-    done = fresh_python("-c", code)
-    assert done.returncode == 0, done.stderr
+    process = fresh_python("-c", code)
+    assert process.returncode == 0, process.stderr
 
 
 def errors_for_users() -> list[type]:

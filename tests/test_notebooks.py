@@ -34,13 +34,13 @@ def test_notebooks_run_and_show_little(path, tmp_path, monkeypatch):
     )
     client.execute()  # raises where a cell does
     for cell in notebook.cells:
-        shown = "".join(one.get("text", "") for one in cell.get("outputs", ()))
+        shown = "".join(output.get("text", "") for output in cell.get("outputs", ()))
         assert "\x1b" not in shown
         assert len(shown.splitlines()) < LINES
         assert len(cell.get("outputs", ())) < LINES
     assert any((tmp_path / "runs").iterdir())
     if "sweep" in path.stem:
-        said = [one for cell in notebook.cells for one in cell.get("outputs", ())]
-        text = "".join(one["text"] for one in said if one.output_type == "stream")
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+        text = "".join(output["text"] for output in outputs if output.output_type == "stream")
         assert "[4/4] " in text  # the progress is seen
-        assert any("image/png" in one.get("data", {}) for one in said)
+        assert any("image/png" in output.get("data", {}) for output in outputs)

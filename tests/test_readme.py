@@ -72,8 +72,8 @@ def test_commands_are_read_with_their_lines_and_needs():
 def test_the_package_is_never_installed_by_its_name():
     """It is on no registry: its extras are installed from the checkout."""
     wrong = [
-        f"{path.relative_to(ROOT)}: {found}"
+        f"{path.relative_to(ROOT)}: {command}"
         for path in [*readme.PAGES, *ROOT.glob("[ceil]*/**/*.py")]
-        for found in re.findall(r"pip install '?cnn-depth.*", path.read_text(encoding="utf-8"))
+        for command in re.findall(r"pip install '?cnn-depth.*", path.read_text(encoding="utf-8"))
     ]
     assert not wrong
