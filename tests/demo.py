@@ -148,9 +148,11 @@ def lines(folder: Path, study: str) -> Iterator[str]:
         if any((row, seed) not in finished for row in rows for seed in SEEDS):
             continue
         if study == "residual_depth":
-            of = {row: errors(finished, row) for row in rows}
-            cells = [spread(of[row], 1) for row in rows]
-            cells += [difference(of["plain-44"], of[row], 1) for row in ("plain-20", "resnet-44")]
+            by_row = {row: errors(finished, row) for row in rows}
+            cells = [spread(by_row[row], 1) for row in rows]
+            cells += [
+                difference(by_row["plain-44"], by_row[row], 1) for row in ("plain-20", "resnet-44")
+            ]
         else:
             cells = []
             for row in pairs:

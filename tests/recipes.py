@@ -106,16 +106,16 @@ def train(profile: str, settings: list[str], folder: Path, only: list[str]) -> I
             if f"{study.name}, {row.name}" in listed:
                 continue
             changes = settings + shortened(study, row, profile, settings, folder)
-            for (of, _), job in planned(study, row, changes, folder).items():
+            for (name, _), job in planned(study, row, changes, folder).items():
                 if job.run.read("result") or job.run.read("failed"):
                     continue
-                print(f"{spec}, {of}: {' '.join(changes)}", flush=True)
-                command = [sys.executable, "-m", "launch", "train", spec, "--row", of]
+                print(f"{spec}, {name}: {' '.join(changes)}", flush=True)
+                command = [sys.executable, "-m", "launch", "train", spec, "--row", name]
                 command += [*words(changes), "--runs", str(folder)]
                 process = subprocess.run(command, capture_output=True, text=True)
                 if process.returncode:
                     print(process.stdout[-2000:], process.stderr[-2000:], flush=True)
-                    yield f"{spec}, {of}"
+                    yield f"{spec}, {name}"
 
 
 def page(folder: Path) -> str:
@@ -163,11 +163,11 @@ def line(profile: str, study: configs.Study, row: configs.Row, run: runs.Run) ->
     if result is None:
         return ["", "", "", "", "", (run.read("failed") or {})["reason"]]
     n = round(TRAINED[profile] * (1 - config.data.holdout)) if profile in TRAINED else 0
-    of = total_steps(full, n or result["train_images"])
+    full_steps = total_steps(full, n or result["train_images"])
     width, wide = (c.model.get("width", 1.0) for c in (config, full))
     return [
         f"{width:g}" + (f" (of {wide:g})" if width != wide else ""),
-        f"{result['steps']:,} of {of:,}",
+        f"{result['steps']:,} of {full_steps:,}",
         str(config.train.batch_size),
         f"{logged[0]['train_loss']:.2f} to {logged[-1]['train_loss']:.2f}",
         f"{logged[-1]['train_error']:.1f}",

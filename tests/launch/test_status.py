@@ -535,7 +535,10 @@ def test_cancel_of_a_job_that_slurm_refuses_leaves_it_as_it_was(make, pretended,
 def test_cancel_of_a_run_out_of_reach_is_an_error_and_marks_nothing(
     make, pretended, ask, files, said
 ):
-    files = {name: progress(**of) if name == "progress" else of for name, of in files.items()}
+    files = {
+        name: progress(**content) if name == "progress" else content
+        for name, content in files.items()
+    }
     run = make("A", **files)
     assert said in ask("cancel", "--study", "depth", expect=1).err
     assert not (run.folder / "cancelled.json").exists()

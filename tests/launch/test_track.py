@@ -78,9 +78,8 @@ def test_script_names_the_trackers_that_were_asked_for_and_no_key(tmp_path, monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://ann:{KEY}@there")
     lines = script(tmp_path, track="wandb,tensorboard").splitlines()
     chosen = lines.index("export CNN_DEPTH_TRACK=wandb,tensorboard")
-    assert (
-        lines.index("export CNN_DEPTH_TRACK=mlflow") < chosen
-    )  # what a cluster's file says is less
+    # What the cluster's file sets comes before, so the option overrides it.
+    assert lines.index("export CNN_DEPTH_TRACK=mlflow") < chosen
     assert not [line for line in lines if KEY in line or "WANDB" in line or "MLFLOW" in line]
     assert script(tmp_path).count("CNN_DEPTH_TRACK") == 1
 
