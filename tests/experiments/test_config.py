@@ -51,22 +51,22 @@ def sweep():
     yield "one", {"seed_from": "other"}
 """
     )
-    found = configs.read(study(tmp_path, text))
+    loaded = configs.read(study(tmp_path, text))
     overrides = {"data.name": "npz", "data.path": "x.npz", "train.epochs": 2.0}
-    other, one = (found.config_of(row, overrides) for row in found.rows)
-    assert (other.data.name, other.data.path, other.data.mirror) == ("cifar100", "", True)
-    assert (one.data.name, one.data.path) == ("npz", "x.npz")
-    assert other.train.epochs == one.train.epochs == 2
-    (row, _) = grid.expanded(found, [("data.name", ["digits"])]).rows
-    assert found.config_of(row).data.name == "cifar100"
+    own, plain = (loaded.config_of(row, overrides) for row in loaded.rows)
+    assert (own.data.name, own.data.path, own.data.mirror) == ("cifar100", "", True)
+    assert (plain.data.name, plain.data.path) == ("npz", "x.npz")
+    assert own.train.epochs == plain.train.epochs == 2
+    (row, _) = grid.expanded(loaded, [("data.name", ["digits"])]).rows
+    assert loaded.config_of(row).data.name == "cifar100"
 
 
 def test_every_shipped_study_reads_and_its_rows_check():
     for name in configs.names():
-        found = configs.read(name)
-        assert found.rows
-        for row in found.rows:
-            found.config_of(row)
+        shipped = configs.read(name)
+        assert shipped.rows
+        for row in shipped.rows:
+            shipped.config_of(row)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_every_shipped_study_reads_and_its_rows_check():
 )
 def test_text_takes_the_type_of_its_key(config, key, text, value):
     config = configs.override(config, {key: text}, "test")
-    found = configs.flatten(config)[key]
-    assert found == value
-    assert type(found) is type(value)
+    result = configs.flatten(config)[key]
+    assert result == value
+    assert type(result) is type(value)
 
 
 def test_another_architecture_keeps_the_options_it_shares(config):
@@ -238,9 +238,9 @@ def test_the_line_is_the_studys_own_also_below_other_files(tmp_path, monkeypatch
 def test_a_title_and_a_file_name_are_escaped(tmp_path):
     path = tmp_path / "st\x1b[31mudy.py"
     path.write_text('"""A \x1b]0;title\u202e."""\n' + GOOD)
-    found = configs.read(str(path))
-    assert found.title == "A \\x1b]0;title\\u202e"
-    assert found.name == "st\\x1b[31mudy"
+    loaded = configs.read(str(path))
+    assert loaded.title == "A \\x1b]0;title\\u202e"
+    assert loaded.name == "st\\x1b[31mudy"
 
 
 def test_what_get_config_sets_takes_the_type_of_its_key(tmp_path):
@@ -248,8 +248,8 @@ def test_what_get_config_sets_takes_the_type_of_its_key(tmp_path):
         "    return",
         "    config.optimizer.freeze = ['conv1*']\n    config.data.S = [37, 64]\n    return",
     )
-    found = configs.read(study(tmp_path, text)).config
-    assert (found.optimizer.freeze, found.data.S) == (("conv1*",), (37, 64))
+    config = configs.read(study(tmp_path, text)).config
+    assert (config.optimizer.freeze, config.data.S) == (("conv1*",), (37, 64))
 
 
 # Numbers that a key takes beyond those that no key can mean.
@@ -305,16 +305,16 @@ def test_no_number_of_any_key_can_be_out_of_all_proportion(config, text):
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "-inf", "1e300", str(10**400)])
 def test_no_number_of_any_architecture_can_be_out_of_all_proportion(text):
-    seen = set()
+    keys = set()
     for name in cnn_arch.variants():
         config = of(name)
         for key, value in cnn_arch.options(name).items():
             if isinstance(value, bool | str):
                 continue
-            seen.add(key)
+            keys.add(key)
             with pytest.raises(configs.ConfigError, match=f"model.{key}"):
                 configs.override(config, {f"model.{key}": text}, "test")
-    assert seen == {
+    assert keys == {
         *("width", "hidden", "dropout", "aux_dropout", "head_dropout", "bn_group_size", "padding"),
         *("positive_bias", "aux_weight", "rubbish"),
     }
@@ -382,10 +382,10 @@ def test_what_changes_nothing_is_no_part_of_what_a_run_is():
 def test_a_run_of_an_older_version_gets_the_newer_keys():
     older = configs.base().to_dict()
     del older["data"]["view"], older["data"]["max_bad"]
-    found = configs.from_json(older)
-    assert found.data.view == "scale"
-    assert found.data.max_bad == configs.base().data.max_bad
-    assert found.data.S == (0, 0)
+    config = configs.from_json(older)
+    assert config.data.view == "scale"
+    assert config.data.max_bad == configs.base().data.max_bad
+    assert config.data.S == (0, 0)
 
 
 def test_precision_is_part_of_the_identity_only_where_it_is_not_the_default():
@@ -396,8 +396,8 @@ def test_precision_is_part_of_the_identity_only_where_it_is_not_the_default():
     assert configs.identity_part(same) == {**plain, "model.arch": "cifar_resnet:20"}
     high = configs.override(base, {"model.precision": "high"}, "test")
     assert configs.identity_part(high) == {**plain, "model.precision": "high"}
-    kept = configs.override(high, {"model.arch": "vgg:A"}, "test")
-    assert kept.model.precision == "high"
+    vgg = configs.override(high, {"model.arch": "vgg:A"}, "test")
+    assert vgg.model.precision == "high"
     with pytest.raises(configs.ConfigError, match=r"model\.precision='hihg'.*did you mean 'high'"):
         configs.override(base, {"model.precision": "hihg"}, "test")
     with pytest.raises(configs.ConfigError, match=r"model\.precision='highest'.*bfloat16"):

@@ -66,9 +66,9 @@ def test_the_classifier_frames_images_too(Q, folder, run, tmp_path):
     with np.load(folder / "images.npz") as stored:
         images = stored["test_images"]
     tested = predictions.load(run / "predictions" / "test-center.npz")
-    found = model(images)
+    posteriors = model(images)
     order = np.argsort(tested.ids)
-    np.testing.assert_allclose(found, tested.posteriors[order], atol=1e-4)
+    np.testing.assert_allclose(posteriors, tested.posteriors[order], atol=1e-4)
     large = np.random.default_rng(0).integers(0, 256, (24, 20, 1), dtype=np.uint8)
     inside = image_files.central_view(large, crops.CentreView(crop=8, Q=8))
     np.testing.assert_array_equal(model.see(large), image_files.framed(inside, 2))
@@ -87,13 +87,13 @@ def pictures(folder, tmp_path):
 
 @pytest.mark.parametrize("kind", ["npz", "files"])
 def test_images_that_are_given_are_framed(kind, folder, run, pictures, capsys):
-    given = {"npz": str(folder / "images.npz"), "files": pictures}[kind]
+    path = {"npz": str(folder / "images.npz"), "files": pictures}[kind]
     own = predictions.load(run / "predictions" / "test-center.npz")
-    words = ("evaluate", run.name, "--runs", str(folder / "runs"), "--data", given, "--json")
+    words = ("evaluate", run.name, "--runs", str(folder / "runs"), "--data", path, "--json")
     assert cli.main(words) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert found["n"] == len(own.labels)
-    assert found["top1_errors_count"] == int(own.topk_wrong(1).sum())
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["n"] == len(own.labels)
+    assert answer["top1_errors_count"] == int(own.topk_wrong(1).sum())
 
 
 def test_a_mean_image_of_oblong_images_is_that_of_given_ones(tmp_path, capsys):
@@ -108,8 +108,8 @@ def test_a_mean_image_of_oblong_images_is_that_of_given_ones(tmp_path, capsys):
     own = predictions.load(run.folder / "predictions" / "test-center.npz")
     words = ("evaluate", run.id, "--runs", str(tmp_path / "runs"), "--json")
     assert cli.main([*words, "--data", str(tmp_path / "oblong.npz")]) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert found["top1_errors_count"] == int(own.topk_wrong(1).sum())
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["top1_errors_count"] == int(own.topk_wrong(1).sum())
 
 
 def test_an_exported_network_keeps_its_frame(folder, run, tmp_path):

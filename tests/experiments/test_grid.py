@@ -18,14 +18,14 @@ def study():
 
 
 def test_a_product_of_values(study):
-    found = grid.expanded(study, grid.axes(["schedule.lr=0.01,0.1", "model.width=1,2"]))
-    assert [row.name for row in found.rows] == [
+    expanded = grid.expanded(study, grid.axes(["schedule.lr=0.01,0.1", "model.width=1,2"]))
+    assert [row.name for row in expanded.rows] == [
         f"{row}, lr={lr}, width={width}"
         for lr in ("0.01", "0.1")
         for width in "12"
         for row in ("one", "two")
     ]
-    two = found.rows[-1]
+    two = expanded.rows[-1]
     assert two.seed_from == "one, lr=0.1, width=2"
     assert two.overrides == {
         "model.arch": "cifar_resnet:14",
@@ -37,10 +37,10 @@ def test_a_product_of_values(study):
 
 
 def test_values_that_go_together(study):
-    found = grid.expanded(
+    expanded = grid.expanded(
         study, grid.axes(["schedule.lr=0.01,0.1", "train.epochs=5,10"]), together=True
     )
-    assert [row.name for row in found.rows if row.seed_from is None] == [
+    assert [row.name for row in expanded.rows if row.seed_from is None] == [
         *("one, lr=0.01, epochs=5", "one, lr=0.1, epochs=10")
     ]
     with pytest.raises(ConfigError, match=r"--zip needs as many .*lr: 2, train\.epochs: 1"):
@@ -50,12 +50,12 @@ def test_values_that_go_together(study):
 def test_a_combination_of_values_comes_once(study):
     with pytest.raises(ConfigError, match=r"--grid schedule\.lr: '1' comes twice"):
         grid.expanded(study, grid.axes(["schedule.lr=1, 1"]))
-    found = grid.axes(["schedule.lr=1,1,2", "model.width=1,2,2"])
-    names = [row.name for row in grid.expanded(study, found, together=True).rows[::2]]
+    axes = grid.axes(["schedule.lr=1,1,2", "model.width=1,2,2"])
+    names = [row.name for row in grid.expanded(study, axes, together=True).rows[::2]]
     assert names == ["one, lr=1, width=1", "one, lr=1, width=2", "one, lr=2, width=2"]
-    found = grid.axes(["schedule.lr=1,1", "model.width=2,2"])
+    axes = grid.axes(["schedule.lr=1,1", "model.width=2,2"])
     with pytest.raises(ConfigError, match=r"schedule\.lr, model\.width: '1, 2' comes twice"):
-        grid.expanded(study, found, together=True)
+        grid.expanded(study, axes, together=True)
 
 
 def test_commas_in_brackets_part_no_values():
@@ -68,14 +68,14 @@ def test_commas_in_brackets_part_no_values():
 
 def test_spaces_around_values_are_no_part_of_them(study):
     assert grid.axes([" x.y = 1, 2\n, (3, 4) "]) == [("x.y", ("1", "2", "(3, 4)"))]
-    found = grid.expanded(study, grid.axes(["data.path=a\nb"]))
-    assert found.rows[0].name == "one, path=a\\nb"
-    assert found.rows[0].overrides["data.path"] == "a\nb"
+    expanded = grid.expanded(study, grid.axes(["data.path=a\nb"]))
+    assert expanded.rows[0].name == "one, path=a\\nb"
+    assert expanded.rows[0].overrides["data.path"] == "a\nb"
 
 
 def test_keys_of_one_last_part_are_told_in_full(study):
-    found = grid.expanded(study, grid.axes(["data.name=npz", "x.name=y"]))
-    assert found.rows[0].name == "one, data.name=npz, x.name=y"
+    expanded = grid.expanded(study, grid.axes(["data.name=npz", "x.name=y"]))
+    assert expanded.rows[0].name == "one, data.name=npz, x.name=y"
 
 
 @pytest.mark.parametrize(
@@ -111,18 +111,18 @@ def test_some_rows_come_with_those_that_seed_them(study):
 
 def test_some_rows_of_several_studies(study):
     """A pattern may fit rows of one of them only; of the others there may be none."""
-    other = replace(study, name="other", rows=(Row("three", {}),))
-    grid.check_some([study, other], ["one", "three"])
-    assert grid.selected(other, ["one"]).rows == ()
+    second = replace(study, name="other", rows=(Row("three", {}),))
+    grid.check_some([study, second], ["one", "three"])
+    assert grid.selected(second, ["one"]).rows == ()
     with pytest.raises(ConfigError, match="'x' fits no row of made or other; there are 'one', "):
-        grid.check_some([study, other], ["one", "x"])
+        grid.check_some([study, second], ["one", "x"])
 
 
 def test_a_row_is_named_with_all_values_of_a_grid(study):
-    found = grid.expanded(study, grid.axes(["schedule.lr=1,2"]))
-    assert [row.name for row in grid.selected(found, ["one"]).rows] == ["one, lr=1", "one, lr=2"]
-    assert [row.name for row in grid.selected(found, ["one, lr=2"]).rows] == ["one, lr=2"]
+    expanded = grid.expanded(study, grid.axes(["schedule.lr=1,2"]))
+    assert [row.name for row in grid.selected(expanded, ["one"]).rows] == ["one, lr=1", "one, lr=2"]
+    assert [row.name for row in grid.selected(expanded, ["one, lr=2"]).rows] == ["one, lr=2"]
     both = grid.expanded(study, grid.axes(["schedule.lr=1,2", "model.width=3"]))
     assert [row.name for row in grid.selected(both, ["o*, lr=2"]).rows] == ["one, lr=2, width=3"]
     with pytest.raises(ConfigError, match="there are 'one, lr=1', 'two, lr=1', 'one, lr=2'"):
-        grid.check_some([found], ["x"])
+        grid.check_some([expanded], ["x"])

@@ -46,12 +46,12 @@ def test_svm_is_scikit_learns(classes):
 def test_the_device_solves_the_same(kind, classes, monkeypatch):
     monkeypatch.setattr(heads, "CHUNK", 100)
     x, _, targets = made(classes)
-    here = heads.fit(kind, x, targets, 2.0).scores(x)
-    there = heads.fit(kind, x, targets, 2.0, on_device=True).scores(x)
+    host = heads.fit(kind, x, targets, 2.0).scores(x)
+    device = heads.fit(kind, x, targets, 2.0, on_device=True).scores(x)
     if kind == "logistic":  # a number added to all classes changes nothing
-        here, there = (s - s.mean(axis=1, keepdims=True) for s in (here, there))
-    np.testing.assert_allclose(there, here, atol=0.1)  # as near as scikit-learn comes
-    assert (there.argmax(axis=1) == here.argmax(axis=1)).mean() > 0.99
+        host, device = (s - s.mean(axis=1, keepdims=True) for s in (host, device))
+    np.testing.assert_allclose(device, host, atol=0.1)  # as near as scikit-learn comes
+    assert (device.argmax(axis=1) == host.argmax(axis=1)).mean() > 0.99
 
 
 @pytest.mark.parametrize("kind", ["logistic", "svm"])
@@ -60,8 +60,8 @@ def test_images_of_several_classes(kind):
     targets[:, 0] |= targets[:, 1]  # class 0 is there where 1 is
     targets[::7, 2] = -1  # and here nobody knows
     head = heads.fit(kind, x, targets, 1.0, several=True)
-    there = heads.fit(kind, x, targets, 1.0, several=True, on_device=True)
-    np.testing.assert_allclose(there.scores(x), head.scores(x), atol=0.1)
+    device_head = heads.fit(kind, x, targets, 1.0, several=True, on_device=True)
+    np.testing.assert_allclose(device_head.scores(x), head.scores(x), atol=0.1)
     counts = targets[:, 2] >= 0
     Solver = LogisticRegression if kind == "logistic" else LinearSVC
     more = {} if kind == "logistic" else {"random_state": 0}

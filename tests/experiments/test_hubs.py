@@ -1,4 +1,4 @@
-"""Weights by name: what the publishers' libraries, for which others stand in, are asked for."""
+"""Weights by name: what stand-ins for the publishers' libraries are asked for."""
 
 import sys
 from pathlib import Path
@@ -24,23 +24,23 @@ class NoNetwork(Exception):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Stands in for huggingface_hub; what it was asked for."""
-    asked = []
+    """The requests that a stand-in for huggingface_hub gets."""
+    requests = []
 
     class HfApi:
         def model_info(self, repository, revision):
-            asked.append((repository, revision))
+            requests.append((repository, revision))
             if repository == "nobody/nothing":
                 raise NoNetwork("Name or service not known\nPlease check your connection")
             return SimpleNamespace(sha=SHA)
 
     def snapshot_download(repository, *, revision, local_dir, allow_patterns):
-        asked.append((repository, revision, allow_patterns))
+        requests.append((repository, revision, allow_patterns))
         Path(local_dir).mkdir(parents=True)
 
-    made = SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", made)
-    return asked
+    library = SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", library)
+    return requests
 
 
 def test_only_names_of_hubs_are_names():
@@ -50,37 +50,37 @@ def test_only_names_of_hubs_are_names():
 
 
 def test_a_folder_of_the_hub_is_had_at_one_revision(hub, cache):
-    found = hubs.fetch("hf:microsoft/resnet-50@v1")
-    assert found.path == cache / "hf" / "microsoft" / "resnet-50" / SHA
-    assert found.path.is_dir()
+    fetched = hubs.fetch("hf:microsoft/resnet-50@v1")
+    assert fetched.path == cache / "hf" / "microsoft" / "resnet-50" / SHA
+    assert fetched.path.is_dir()
     assert hub == [
         ("microsoft/resnet-50", "v1"),
         ("microsoft/resnet-50", SHA, ["*.safetensors", "*.json"]),
     ]
-    assert found.origin["revision"] == SHA
+    assert fetched.origin["revision"] == SHA
     hubs.fetch("hf:other/net")
     assert hub[2] == ("other/net", None)
 
 
 def test_timms_networks_lie_on_the_hub(hub, cache, monkeypatch):
-    known = {"resnet50.a1_in1k": SimpleNamespace(hf_hub_id="timm/resnet50.a1_in1k")}
+    configs = {"resnet50.a1_in1k": SimpleNamespace(hf_hub_id="timm/resnet50.a1_in1k")}
     timm = SimpleNamespace(
-        get_pretrained_cfg=known.get, list_pretrained=lambda: [*known], __version__="1.0.31"
+        get_pretrained_cfg=configs.get, list_pretrained=lambda: [*configs], __version__="1.0.31"
     )
     monkeypatch.setitem(sys.modules, "timm", timm)
-    found = hubs.fetch("timm:resnet50.a1_in1k")
-    assert found.path == cache / "hf" / "timm" / "resnet50.a1_in1k" / SHA
-    assert found.origin["timm"] == "1.0.31"
+    fetched = hubs.fetch("timm:resnet50.a1_in1k")
+    assert fetched.path == cache / "hf" / "timm" / "resnet50.a1_in1k" / SHA
+    assert fetched.origin["timm"] == "1.0.31"
     with pytest.raises(WeightsError, match=r"no such weights; did you mean timm:resnet50.a1_in1k"):
         hubs.fetch("timm:resnet50.a2_in1k")
 
 
 def test_torchvisions_files_are_checked_by_their_digest_and_kept(cache, monkeypatch):
-    url, asked = "https://example.org/models/resnet50-11ad3fa6.pth", []
+    url, downloads = "https://example.org/models/resnet50-11ad3fa6.pth", []
     weights = SimpleNamespace(url=url)
 
     def download(url, path, digest):
-        asked.append((url, digest))
+        downloads.append((url, digest))
         Path(path).write_bytes(b"weights")
 
     models = SimpleNamespace(
@@ -91,10 +91,10 @@ def test_torchvisions_files_are_checked_by_their_digest_and_kept(cache, monkeypa
     torchvision = SimpleNamespace(models=models, __version__="0.29.1")
     monkeypatch.setitem(sys.modules, "torchvision", torchvision)
     monkeypatch.setitem(sys.modules, "torch.hub", SimpleNamespace(download_url_to_file=download))
-    found = hubs.fetch("torchvision:ResNet50_Weights.IMAGENET1K_V2")
-    assert found.path == cache / "torchvision" / "resnet50-11ad3fa6.pth"
-    assert found.path == hubs.fetch("torchvision:resnet50").path
-    assert asked == [(url, "11ad3fa6")]
+    fetched = hubs.fetch("torchvision:ResNet50_Weights.IMAGENET1K_V2")
+    assert fetched.path == cache / "torchvision" / "resnet50-11ad3fa6.pth"
+    assert fetched.path == hubs.fetch("torchvision:resnet50").path
+    assert downloads == [(url, "11ad3fa6")]
     for name in ("resnet51", "ResNet50_Weights.IMAGENET1K_V3"):
         with pytest.raises(
             WeightsError, match="no such weights; did you mean torchvision:resnet50"
