@@ -106,7 +106,7 @@ def subject(run):
 
 
 def subject_of(run):
-    bar = contextlib.nullcontext(lambda done, total: None)
+    bar = contextlib.nullcontext(lambda n, total: None)
     return evaluate.Subject(run, mesh(), EvaluationSettings(), lambda label: bar)
 
 
@@ -131,8 +131,8 @@ def reference(protocol, net, x):
     """By loops over what the protocol's definition says, in NumPy."""
     forward = nnx.jit(lambda net, x: net(x))
     if protocol == "dense":
-        whole = nnx.jit(lambda net, x: FullyConvolutional(net)(x))
-        return np.mean([softmax(whole(net, v).mean((1, 2))) for v in (x, mirrored(x))], axis=0)
+        dense = nnx.jit(lambda net, x: FullyConvolutional(net)(x))
+        return np.mean([softmax(dense(net, v).mean((1, 2))) for v in (x, mirrored(x))], axis=0)
     if protocol == "dense+multi_crop":
         return (reference("dense", net, x) + reference("multi_crop", net, x)) / 2
     last = Q - 8
@@ -143,30 +143,30 @@ def reference(protocol, net, x):
             (round(last * i / 4), round(last * j / 4)) for i in range(5) for j in range(5)
         ],
     }[protocol]
-    found = []
+    posteriors = []
     for row, column in places:
         crop = x[:, row : row + 8, column : column + 8]
-        found.append(softmax(forward(net, crop)))
+        posteriors.append(softmax(forward(net, crop)))
         if protocol != "center":
-            found.append(softmax(forward(net, mirrored(crop))))
-    return np.mean(found, axis=0)
+            posteriors.append(softmax(forward(net, mirrored(crop))))
+    return np.mean(posteriors, axis=0)
 
 
 @pytest.mark.parametrize(
     "protocol", ["center", "ten_crop", "dense", "multi_crop", "dense+multi_crop"]
 )
 def test_protocols_average_as_the_papers_say(run, seen, protocol):
-    found = evaluate.Subject(run, mesh()).tested(protocol, str(Q)).predictions
-    assert found.ids.tolist() == list(range(N))
-    np.testing.assert_allclose(found.posteriors, reference(protocol, *seen), atol=5e-5)
+    result = evaluate.Subject(run, mesh()).tested(protocol, str(Q)).predictions
+    assert result.ids.tolist() == list(range(N))
+    np.testing.assert_allclose(result.posteriors, reference(protocol, *seen), atol=5e-5)
 
 
 def test_several_scales_are_the_mean_of_each(run):
-    one, two, both = (
+    small, large, both = (
         evaluate.Subject(run, mesh()).tested("dense", scales).predictions.posteriors
         for scales in ("8", "11", "8,11")
     )
-    np.testing.assert_allclose(both, (one + two) / 2, rtol=1e-6)
+    np.testing.assert_allclose(both, (small + large) / 2, rtol=1e-6)
 
 
 def test_dense_at_the_crop_s_size_is_the_centre_and_its_mirror(run):
@@ -177,15 +177,15 @@ def test_dense_at_the_crop_s_size_is_the_centre_and_its_mirror(run):
 
 def test_fusion_is_the_mean_of_saved_posteriors(run):
     names = ("dense", "multi_crop")
-    found = [evaluate.Subject(run, mesh()).tested(name, str(Q)) for name in names]
-    fused = evaluate.fuse(found)
+    evaluated = [evaluate.Subject(run, mesh()).tested(name, str(Q)) for name in names]
+    fused = evaluate.fuse(evaluated)
     both = evaluate.Subject(run, mesh()).tested("dense+multi_crop", str(Q)).predictions
     np.testing.assert_allclose(fused.posteriors, both.posteriors, rtol=1e-6)
     fewer = predictions.Predictions(
         *(getattr(fused, k)[:9] for k in ("ids", "labels", "posteriors"))
     )
     with pytest.raises(PredictionsError, match="same images"):
-        evaluate.fuse([found[0], dataclasses.replace(found[1], predictions=fewer)])
+        evaluate.fuse([evaluated[0], dataclasses.replace(evaluated[1], predictions=fewer)])
 
 
 # ------------------------------------------------------------------------- once and for all
@@ -205,12 +205,12 @@ def test_what_was_tested_is_not_tested_again(run, monkeypatch):
     assert (first.reused, again.reused) == (False, True)
     np.testing.assert_array_equal(first.predictions.posteriors, again.predictions.posteriors)
     assert prediction_store.load(run, "ten_crop", "9").ids.tolist() == list(range(N))
-    for other in (
+    for options in (
         {"settings": EvaluationSettings(which="best")},
         {"settings": EvaluationSettings(statistics_images=32)},
     ):
         with pytest.raises(AssertionError, match="was run"):
-            evaluate.Subject(run, mesh(), **other).tested("ten_crop", "9")
+            evaluate.Subject(run, mesh(), **options).tested("ten_crop", "9")
 
 
 @pytest.mark.parametrize("harm", ["damage", "step"])
@@ -237,8 +237,8 @@ def bar_that_fails(after):
 
     @contextlib.contextmanager
     def bar(label):
-        def on_progress(done, total):
-            if done >= after:
+        def on_progress(n, total):
+            if n >= after:
                 raise Killed
 
         yield on_progress
@@ -247,61 +247,61 @@ def bar_that_fails(after):
 
 
 def test_a_stopped_pass_goes_on_where_it_was(run, monkeypatch):
-    whole = evaluate.Subject(run, mesh()).tested("multi_crop", "10").predictions
+    expected = evaluate.Subject(run, mesh()).tested("multi_crop", "10").predictions
     (part,) = protocols.resolve("multi_crop", run.config(), "10")
     file = EvaluationSettings().file(run, part)
     file.unlink()
-    done = 0
+    count = 0
     for after in (1, 9, 20):
         with pytest.raises(Killed):
             evaluate.Subject(run, mesh(), bar=bar_that_fails(after)).tested("multi_crop", "10")
-        part_done = predictions.load(file.with_name(f"partial-0-{file.name}"))
-        assert done < len(part_done.ids) < N
-        done = len(part_done.ids)
-    asked, tested = [], Tester.batches
+        partial = predictions.load(file.with_name(f"partial-0-{file.name}"))
+        assert count < len(partial.ids) < N
+        count = len(partial.ids)
+    tested_ids, original = [], Tester.batches
 
     def batches(*arguments, places, **options):
-        asked.extend(places.tolist())
-        return tested(*arguments, places=places, **options)
+        tested_ids.extend(places.tolist())
+        return original(*arguments, places=places, **options)
 
     monkeypatch.setattr(Tester, "batches", batches)
-    found = evaluate.Subject(run, mesh()).tested("multi_crop", "10").predictions
-    assert len(asked) == N - done
-    np.testing.assert_array_equal(found.ids, whole.ids)
+    result = evaluate.Subject(run, mesh()).tested("multi_crop", "10").predictions
+    assert len(tested_ids) == N - count
+    np.testing.assert_array_equal(result.ids, expected.ids)
     # A batch of other images is another program's work: equal but for rounding.
-    np.testing.assert_allclose(found.posteriors, whole.posteriors, atol=5e-5)
+    np.testing.assert_allclose(result.posteriors, expected.posteriors, atol=5e-5)
     assert not list(file.parent.glob("partial-*"))
 
 
 def test_what_several_hosts_left_is_taken_up(run, monkeypatch):
     """Each host's part counts, whoever goes on; a part of other images does not."""
-    whole = evaluate.Subject(run, mesh()).tested("ten_crop", "10").predictions
+    expected = evaluate.Subject(run, mesh()).tested("ten_crop", "10").predictions
     (part,) = protocols.resolve("ten_crop", run.config(), "10")
     file = EvaluationSettings().file(run, part)
     about = predictions.about(file)
     file.unlink()
 
     def leave(host, ids, about):
-        left = predictions.Predictions(*(getattr(whole, k)[ids] for k in FIELDS))
+        partial = predictions.Predictions(*(getattr(expected, k)[ids] for k in FIELDS))
         if ids[-1] == N - 1:
-            left = dataclasses.replace(left, ids=left.ids + 1)
-        predictions.save(file.with_name(f"partial-{host}-{file.name}"), left, about)
+            partial = dataclasses.replace(partial, ids=partial.ids + 1)
+        predictions.save(file.with_name(f"partial-{host}-{file.name}"), partial, about)
 
     leave(0, np.arange(0, 4), about)
     leave(1, np.arange(2, 10), about)
     leave(2, np.arange(10, N), about)  # shifted: there is no image N
     leave(3, np.arange(10, 12), {**about, "step": 1})
-    asked, tested = [], Tester.batches
+    tested_ids, original = [], Tester.batches
 
     def batches(*arguments, places, **options):
-        asked.extend(places.tolist())
-        return tested(*arguments, places=places, **options)
+        tested_ids.extend(places.tolist())
+        return original(*arguments, places=places, **options)
 
     monkeypatch.setattr(Tester, "batches", batches)
-    found = evaluate.Subject(run, mesh()).tested("ten_crop", "10")
-    assert asked == list(range(10, N))
-    assert (found.left_out, found.predictions.ids.tolist()) == (0, list(range(N)))
-    np.testing.assert_allclose(found.predictions.posteriors, whole.posteriors, atol=5e-5)
+    evaluated = evaluate.Subject(run, mesh()).tested("ten_crop", "10")
+    assert tested_ids == list(range(10, N))
+    assert (evaluated.left_out, evaluated.predictions.ids.tolist()) == (0, list(range(N)))
+    np.testing.assert_allclose(evaluated.predictions.posteriors, expected.posteriors, atol=5e-5)
     assert not list(file.parent.glob("partial-*"))
 
 
@@ -321,16 +321,16 @@ def test_a_pass_is_saved_now_and_then(run, monkeypatch):
     (part,) = protocols.resolve("multi_crop", run.config(), "12")
     partial = EvaluationSettings().file(run, part)
     partial = partial.with_name(f"partial-0-{partial.name}")
-    told = []
+    counts = []
 
     @contextlib.contextmanager
     def bar(label):
-        yield lambda done, total: told.append(len(predictions.load(partial).ids))
+        yield lambda n, total: counts.append(len(predictions.load(partial).ids))
 
     evaluate.Subject(run, mesh(), bar=bar).tested("multi_crop", "12")
-    assert told[-1] == N
-    assert told == sorted(told)
-    assert len(set(told)) > 5
+    assert counts[-1] == N
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 5
 
 
 def test_hosts_parts_put_together_are_the_whole(run, subject):
@@ -345,9 +345,9 @@ def test_hosts_parts_put_together_are_the_whole(run, subject):
     ]
     ids = np.concatenate([part.ids for part in parts])
     assert sorted(ids.tolist()) == list(range(N))
-    found = np.concatenate([part.posteriors for part in parts])[np.argsort(ids)]
-    whole = evaluate.Subject(run, mesh()).tested("dense", str(Q)).predictions.posteriors
-    np.testing.assert_allclose(found, whole, atol=5e-5)
+    posteriors = np.concatenate([part.posteriors for part in parts])[np.argsort(ids)]
+    expected = evaluate.Subject(run, mesh()).tested("dense", str(Q)).predictions.posteriors
+    np.testing.assert_allclose(posteriors, expected, atol=5e-5)
 
 
 def test_two_processes_share_the_images(run, tmp_path):
@@ -394,19 +394,19 @@ print(len(found.predictions.ids))
                 assert process.returncode == 0, error
                 assert out.splitlines()[-1] == str(N)
         assert len(list(copy.glob("predictions/partial-*"))) == (2 if stopped == "1" else 0)
-    found = evaluate.Subject(runs.Run(copy), mesh()).tested("multi_crop", "11")
-    whole = evaluate.Subject(run, mesh()).tested("multi_crop", "11")
-    assert found.reused
-    assert found.predictions.ids.tolist() == list(range(N))
+    evaluated = evaluate.Subject(runs.Run(copy), mesh()).tested("multi_crop", "11")
+    expected = evaluate.Subject(run, mesh()).tested("multi_crop", "11")
+    assert evaluated.reused
+    assert evaluated.predictions.ids.tolist() == list(range(N))
     np.testing.assert_allclose(
-        found.predictions.posteriors, whole.predictions.posteriors, atol=5e-5
+        evaluated.predictions.posteriors, expected.predictions.posteriors, atol=5e-5
     )
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def whole_mesh():
@@ -432,8 +432,8 @@ for name in ('dense', 'ten_crop'):
     assert found[0].ids.tolist() == found[1].ids.tolist() == list(range({N}))
     np.testing.assert_allclose(found[0].posteriors, found[1].posteriors, atol=5e-5)
 """
-    done = fresh_python("-c", code, devices=4, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
-    assert done.returncode == 0, done.stderr
+    process = fresh_python("-c", code, devices=4, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    assert process.returncode == 0, process.stderr
 
 
 # -------------------------------------------------------------------------------- image files
@@ -448,31 +448,33 @@ def folder_run(tmp_path_factory):
 
 def test_whole_images_of_many_shapes_are_tested_as_one_by_one(folder_run):
     run, _ = folder_run
-    found = evaluate.Subject(run, mesh()).tested("dense", "24").predictions
+    result = evaluate.Subject(run, mesh()).tested("dense", "24").predictions
     subject = subject_of(run)
     source = subject.data.sources["test"]
     model = classifier.load(run.folder)
     mean, std = subject.data.constants["mean"], subject.data.constants["std"]
-    whole, shapes = nnx.jit(lambda net, x: FullyConvolutional(net)(x)), set()
-    for one in stream.eval_stream(source, crops.WholeView(Q=24), batch=1):
-        x = (one.views[:, 0].astype(np.float32) - np.asarray(mean)) / np.asarray(std)
+    dense, shapes = nnx.jit(lambda net, x: FullyConvolutional(net)(x)), set()
+    for batch in stream.eval_stream(source, crops.WholeView(Q=24), batch=1):
+        x = (batch.views[:, 0].astype(np.float32) - np.asarray(mean)) / np.asarray(std)
         shapes.add(x.shape)
         expected = np.mean(
-            [softmax(whole(model.network, v).mean((1, 2))) for v in (x, mirrored(x))], axis=0
+            [softmax(dense(model.network, v).mean((1, 2))) for v in (x, mirrored(x))], axis=0
         )
-        np.testing.assert_allclose(found.posteriors[one.indices[0]], expected[0], atol=5e-5)
+        np.testing.assert_allclose(result.posteriors[batch.indices[0]], expected[0], atol=5e-5)
     assert len(shapes) > 1
-    assert found.ids.tolist() == list(range(len(source)))
+    assert result.ids.tolist() == list(range(len(source)))
 
 
 @pytest.mark.parametrize("protocol", ["ten_crop", "multi_crop", "googlenet_144", "dense"])
 def test_a_folder_is_tested_as_a_run_s_own_images(folder_run, protocol):
     run, folder = folder_run
     own = evaluate.Subject(run, mesh()).tested(protocol)
-    other = evaluate.Subject(run, mesh(), settings=EvaluationSettings(data=str(folder))).tested(
+    foreign = evaluate.Subject(run, mesh(), settings=EvaluationSettings(data=str(folder))).tested(
         protocol
     )
-    np.testing.assert_allclose(own.predictions.posteriors, other.predictions.posteriors, atol=5e-5)
+    np.testing.assert_allclose(
+        own.predictions.posteriors, foreign.predictions.posteriors, atol=5e-5
+    )
 
 
 @pytest.mark.parametrize("view", ["multi_crop", "dense"])
@@ -485,9 +487,9 @@ def test_a_mean_image_is_taken_off_all_views_of_its_size(folder_run, tmp_path, v
         "data.S": (16, 16),
     }
     run = untrained(tmp_path, **settings)
-    for seen in (None, folder):
-        asked = EvaluationSettings(data=None if seen is None else str(seen))
-        subject = evaluate.Subject(run, mesh(), asked)
+    for images in (None, folder):
+        options = EvaluationSettings(data=None if images is None else str(images))
+        subject = evaluate.Subject(run, mesh(), options)
         shown = subject.tested(view, "16").predictions
         centre = subject.tested("center", "16", flip=True).predictions
         square = [i for i in range(9) if i % 3 == 0]  # of which a crop of 16 is all
@@ -507,11 +509,11 @@ def test_ids_of_a_folder_are_kept_where_a_file_of_it_is_bad(run, tmp_path):
     (pixelwise.folder / "run.json").write_text(
         (pixelwise.folder / "run.json").read_text().replace('"max_bad": 0.001', '"max_bad": 0.5')
     )
-    found = evaluate.Subject(
+    evaluated = evaluate.Subject(
         pixelwise, mesh(), settings=EvaluationSettings(data=str(tmp_path / "images"))
     ).tested()
-    assert (found.left_out, found.predictions.ids.tolist()) == (1, [0, 1, 3, 4, 5, 6, 7])
-    assert found.predictions.labels.tolist() == [0, 0, 1, 2, 2, 3, 3]
+    assert (evaluated.left_out, evaluated.predictions.ids.tolist()) == (1, [0, 1, 3, 4, 5, 6, 7])
+    assert evaluated.predictions.labels.tolist() == [0, 0, 1, 2, 2, 3, 3]
 
 
 # -------------------------------------------------------------------------- batch statistics
@@ -520,7 +522,7 @@ def test_ids_of_a_folder_are_kept_where_a_file_of_it_is_bad(run, tmp_path):
 def test_batch_statistics_are_the_mean_moments_of_training_batches(run, subject):
     _, params, stats = subject.network
     images, c = subject.own, run.config()
-    found = evaluate.batch_statistics(c, images, mesh(), params, stats, 3 * 32 - 5)
+    statistics = evaluate.batch_statistics(c, images, mesh(), params, stats, 3 * 32 - 5)
     everywhere = NamedSharding(mesh(), P())
     constants = jax.device_put(images.constants, everywhere)
     feed = images.feed(c, mesh(), 0)
@@ -537,9 +539,11 @@ def test_batch_statistics_are_the_mean_moments_of_training_batches(run, subject)
         ).reshape(-1, kernel.shape[-1])
         means.append(y.mean(0))
         variances.append(y.var(0, ddof=1))
-    np.testing.assert_allclose(found["conv1/norm/mean"], np.mean(means, 0), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found["conv1/norm/var"], np.mean(variances, 0), rtol=1e-3)
-    assert found.keys() == stats.keys()
+    np.testing.assert_allclose(
+        statistics["conv1/norm/mean"], np.mean(means, 0), rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(statistics["conv1/norm/var"], np.mean(variances, 0), rtol=1e-3)
+    assert statistics.keys() == stats.keys()
     tested = evaluate.Subject(
         run, mesh(), settings=EvaluationSettings(statistics_images=91)
     ).tested()
@@ -558,13 +562,13 @@ def test_mirrors_are_left_out_where_they_are_not_of_their_class(run, subject, mo
         (part,) = protocols.resolve(view, run.config(), "13")
         shown = part.view(8)
         expected = np.concatenate([b.posteriors for b in net.batches(params, stats, "test", shown)])
-        seen = dataclasses.replace(subject.data.preprocessing, mirror_ok=False)
-        digits = dataclasses.replace(subject.data, preprocessing=seen)
+        unmirrored = dataclasses.replace(subject.data.preprocessing, mirror_ok=False)
+        digits = dataclasses.replace(subject.data, preprocessing=unmirrored)
         with monkeypatch.context() as patched:
             patched.setattr(data, "prepare", lambda *a, digits=digits, **k: digits)
-            found = evaluate.Subject(run, mesh()).tested(view, "13")
-        assert not found.mirrored
-        np.testing.assert_allclose(found.predictions.posteriors, expected, atol=5e-5)
+            evaluated = evaluate.Subject(run, mesh()).tested(view, "13")
+        assert not evaluated.mirrored
+        np.testing.assert_allclose(evaluated.predictions.posteriors, expected, atol=5e-5)
 
 
 def test_what_was_not_tested_says_so(run):

@@ -39,27 +39,27 @@ def whole_mesh():
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def rectangles(n, height, width, *, channels=1, seed=0, smallest=8):
     """Black images with a white rectangle each, and where it is: (n, 4)."""
     rng = np.random.default_rng(seed)
-    images, found = np.zeros((n, height, width, channels), np.uint8), []
+    images, boxes = np.zeros((n, height, width, channels), np.uint8), []
     for image in images:
         rows, columns = (rng.integers(smallest, side // 2) for side in (height, width))
         top, left = rng.integers(0, height - rows), rng.integers(0, width - columns)
         image[top : top + rows, left : left + columns] = 255
-        found.append((left, top, left + columns, top + rows))
-    return images, np.array(found, np.float32)
+        boxes.append((left, top, left + columns, top + rows))
+    return images, np.array(boxes, np.float32)
 
 
 def edges(view):
     """Where a view (h, w) of a white rectangle is half white, along the lines through its middle:
     (left, top, right, bottom), NaN where the view's border cuts it off."""
-    found = []
+    crossings = []
     for axis in (0, 1):
         profile = view.max(axis=axis)
         white = np.flatnonzero(profile >= 128)
@@ -71,8 +71,8 @@ def edges(view):
             share = (profile[inner] - 127.5) / (profile[inner] - profile[outer])
             return inner + 0.5 + share * (outer - inner)  # of pixels' centres
 
-        found.append((crossing(first, first - 1), crossing(last, last + 1)))
-    (left, right), (top, bottom) = found
+        crossings.append((crossing(first, first - 1), crossing(last, last + 1)))
+    (left, right), (top, bottom) = crossings
     return np.array([left, top, right, bottom])
 
 
@@ -80,10 +80,10 @@ def assert_where_it_is_shown(views, boxes, least=10):
     compared = 0
     for view, box in zip(views, boxes, strict=True):
         if np.isfinite(box).all():
-            seen = edges(view)
-            known = np.isfinite(seen)
-            np.testing.assert_allclose(box[known], seen[known], atol=0.5)
-            compared += known.sum()
+            expected = edges(view)
+            visible = np.isfinite(expected)
+            np.testing.assert_allclose(box[visible], expected[visible], atol=0.5)
+            compared += visible.sum()
     assert compared >= least
 
 
@@ -92,21 +92,21 @@ def assert_where_it_is_shown(views, boxes, least=10):
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_boxes_follow_views_of_images_on_the_device(mirror):
-    images, found = rectangles(24, 40, 52)
+    images, image_boxes = rectangles(24, 40, 52)
     view = resident.TrainView(crop=32, S=(36, 56), pad=3, mirror=mirror)
     nothing = resident.Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
     labels, indices = np.zeros(24, np.int32), np.arange(24, dtype=np.int32)
-    asked = (indices, np.full(24, 5, np.int32), 7, view)
-    x, _ = resident.train_batch(resident.Images.of(images), labels, *asked, nothing)
-    padded = Boxes.of([box[None] for box in found]).padded(2, 40, 52)
-    boxes = resident.train_boxes(padded, *asked, (40, 52), 0.6)
+    arguments = (indices, np.full(24, 5, np.int32), 7, view)
+    x, _ = resident.train_batch(resident.Images.of(images), labels, *arguments, nothing)
+    padded = Boxes.of([box[None] for box in image_boxes]).padded(2, 40, 52)
+    boxes = resident.train_boxes(padded, *arguments, (40, 52), 0.6)
     assert_where_it_is_shown(np.asarray(x)[..., 0], np.asarray(boxes))
     shown = geometry.shown_share(np.nan_to_num(np.asarray(boxes)), (32, 32))
-    known = np.isfinite(np.asarray(boxes)).all(axis=1)
-    assert 0 < known.sum() < 24
-    assert (shown[known] >= 0.6 - 1e-6).all()
-    everything = resident.train_boxes(padded, *asked, (40, 52), 0.0)
-    assert np.isfinite(np.asarray(everything)).all(axis=1).sum() > known.sum()
+    finite = np.isfinite(np.asarray(boxes)).all(axis=1)
+    assert 0 < finite.sum() < 24
+    assert (shown[finite] >= 0.6 - 1e-6).all()
+    everything = resident.train_boxes(padded, *arguments, (40, 52), 0.0)
+    assert np.isfinite(np.asarray(everything)).all(axis=1).sum() > finite.sum()
 
 
 def test_one_of_several_boxes_is_drawn_anew_in_each_pass():
@@ -123,8 +123,8 @@ def write_folder(root, n=12, size=(60, 80)):
     """A folder of two classes of PNGs, and a table of where the rectangles are."""
     table = []
     for part, count, seed in (("train", n, 0), ("val", 6, 1)):
-        images, found = rectangles(2 * count, *size, channels=3, seed=seed, smallest=24)
-        for i, (image, box) in enumerate(zip(images, found, strict=True)):
+        images, boxes = rectangles(2 * count, *size, channels=3, seed=seed, smallest=24)
+        for i, (image, box) in enumerate(zip(images, boxes, strict=True)):
             name = ("ant", "bee")[i % 2]
             (root / part / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(root / part / name / f"{i}.png")
@@ -189,9 +189,9 @@ def test_overlap_equals_counted_pixels():
     low = rng.integers(0, 20, (200, 2, 2))
     both = np.concatenate([low, low + rng.integers(0, 20, (200, 2, 2))], axis=-1)
     counted = []
-    for one, other in both.astype(int):
+    for a, b in both.astype(int):
         masks = np.zeros((2, 40, 40), bool)
-        for mask, (left, top, right, bottom) in zip(masks, (one, other), strict=True):
+        for mask, (left, top, right, bottom) in zip(masks, (a, b), strict=True):
             mask[top:bottom, left:right] = True
         union = (masks[0] | masks[1]).sum()
         counted.append((masks[0] & masks[1]).sum() / union if union else 0)
@@ -218,10 +218,10 @@ def test_loss_is_half_the_squared_distance_and_nothing_where_no_box_is_known():
     boxes[3] = np.nan
     expected = []
     for out, label, (left, top, right, bottom) in zip(outputs, labels, boxes, strict=True):
-        want = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / 32
-        expected.append(0.5 * np.square(out[4 * label : 4 * label + 4] - want).sum())
-    found = regression.losses(outputs, labels, boxes, 32)
-    np.testing.assert_allclose(found, [*expected[:3], 0], rtol=1e-5)
+        target = np.array([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]) / 32
+        expected.append(0.5 * np.square(out[4 * label : 4 * label + 4] - target).sum())
+    losses = regression.losses(outputs, labels, boxes, 32)
+    np.testing.assert_allclose(losses, [*expected[:3], 0], rtol=1e-5)
     gradient = jax.grad(lambda o: regression.losses(o, labels, boxes, 32).sum())(outputs)
     assert np.isfinite(gradient).all()
     assert not gradient[3].any()
@@ -233,12 +233,12 @@ def test_loss_is_half_the_squared_distance_and_nothing_where_no_box_is_known():
 
 def merged_plainly(boxes, confidences):
     """The same by lists and loops: [(box, confidence)], the most trusted first."""
-    found = [
+    groups = [
         (list(map(float, box)), float(c), 1) for box, c in zip(boxes, confidences, strict=True)
     ]
-    while len(found) > 1:
+    while len(groups) > 1:
         scores = {}
-        for (i, (a, _, _)), (j, (b, _, _)) in itertools.combinations(enumerate(found), 2):
+        for (i, (a, _, _)), (j, (b, _, _)) in itertools.combinations(enumerate(groups), 2):
             centres = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (a, b)]
             area = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
             across = min(a[2], b[2]) - max(a[0], b[0])
@@ -250,11 +250,11 @@ def merged_plainly(boxes, confidences):
         i, j = min(scores, key=scores.get)
         if scores[i, j] > merging.THRESHOLD:
             break
-        (a, p, m), (b, q, n) = found[i], found[j]
+        (a, p, m), (b, q, n) = groups[i], groups[j]
         box = [(m * x + n * y) / (m + n) for x, y in zip(a, b, strict=True)]
-        found = [one for k, one in enumerate(found) if k not in (i, j)]
-        found.append((box, p + q, m + n))
-    return sorted(((box, c) for box, c, _ in found), key=lambda one: -one[1])
+        groups = [group for k, group in enumerate(groups) if k not in (i, j)]
+        groups.append((box, p + q, m + n))
+    return sorted(((box, c) for box, c, _ in groups), key=lambda group: -group[1])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -263,43 +263,43 @@ def test_merging_equals_a_plain_one_in_any_order(seed):
     centres = rng.uniform(20, 200, (3, 2))[rng.integers(0, 3, 24)] + rng.normal(0, 6, (24, 2))
     half = rng.uniform(10, 25, (24, 2))
     boxes, trust = np.concatenate([centres - half, centres + half], axis=1), rng.uniform(size=24)
-    found, sums = merging.merge(boxes, trust)
+    merged, sums = merging.merge(boxes, trust)
     expected = merged_plainly(boxes, trust)
-    np.testing.assert_allclose(found, [box for box, _ in expected], rtol=1e-9)
+    np.testing.assert_allclose(merged, [box for box, _ in expected], rtol=1e-9)
     np.testing.assert_allclose(sums, [c for _, c in expected], rtol=1e-9)
-    assert len(found) < 24
+    assert len(merged) < 24
     np.testing.assert_allclose(sums.sum(), trust.sum())
     order = rng.permutation(24)
     again, same = merging.merge(boxes[order], trust[order])
-    np.testing.assert_array_equal(again, found)
+    np.testing.assert_array_equal(again, merged)
     np.testing.assert_array_equal(same, sums)
 
 
 def test_many_problems_at_once_are_each_by_itself(monkeypatch):
-    rng, found = np.random.default_rng(0), []
+    rng, images = np.random.default_rng(0), []
     monkeypatch.setattr(merging, "LARGEST", 3000)
     for n in [1, 40, *rng.integers(0, 30, 20)]:
         centres = rng.uniform(20, 200, (n, 3, 2))
         half = rng.uniform(10, 25, (n, 3, 2))
         boxes = np.concatenate([centres - half, centres + half], axis=-1)
         trust = rng.choice([0.1, 0.5], (n, 3))  # many are as trusted as others
-        found.append([(boxes[: n // 2], trust[: n // 2]), (boxes[n // 2 :], trust[n // 2 :])])
-    merged = merging.of_images(found, 3)
-    for parts, told in zip(found, merged, strict=True):
-        boxes, trust = (np.concatenate(each) for each in zip(*parts, strict=True))
+        images.append([(boxes[: n // 2], trust[: n // 2]), (boxes[n // 2 :], trust[n // 2 :])])
+    merged = merging.of_images(images, 3)
+    for parts, image_boxes in zip(images, merged, strict=True):
+        boxes, trust = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         for k in range(3):
             if len(boxes):
                 expected, _ = merging.merge(boxes[:, k], trust[:, k])
-                np.testing.assert_array_equal(told[k], expected[0])
+                np.testing.assert_array_equal(image_boxes[k], expected[0])
             else:
-                assert np.isnan(told[k]).all()
+                assert np.isnan(image_boxes[k]).all()
 
 
 def test_image_of_which_nothing_was_said_has_no_box():
     part = np.arange(8.0).reshape(2, 1, 4), np.array([[0.25], [0.75]])
-    found = merging.of_images([[], [part]], 1)
-    assert np.isnan(found[0]).all()
-    np.testing.assert_array_equal(found[1], merging.merge(part[0][:, 0], part[1][:, 0])[0][:1])
+    merged = merging.of_images([[], [part]], 1)
+    assert np.isnan(merged[0]).all()
+    np.testing.assert_array_equal(merged[1], merging.merge(part[0][:, 0], part[1][:, 0])[0][:1])
 
 
 # ------------------------------------------------------------------------- trained networks
@@ -388,15 +388,15 @@ def test_stopped_localiser_ends_bit_for_bit_like_an_undisturbed_one(
 ):
     folder = classifier.folder.parent
     again = seeded(file, classifier, seed=0, checkpoint__every_steps=3)
-    other = tmp_path / "runs"
-    other.mkdir()
-    (other / classifier.id).symlink_to(folder / classifier.id)
-    run = trained(again, other, stop=(3, 5))
+    elsewhere = tmp_path / "runs"
+    elsewhere.mkdir()
+    (elsewhere / classifier.id).symlink_to(folder / classifier.id)
+    run = trained(again, elsewhere, stop=(3, 5))
     assert run.id == localiser.id
-    expected, found = arrays_of(localiser), arrays_of(run)
-    assert expected.keys() == found.keys()
+    expected, arrays = arrays_of(localiser), arrays_of(run)
+    assert expected.keys() == arrays.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
     assert run.read("result")["top1_errors_count"] == localiser.read("result")["top1_errors_count"]
 
 
@@ -410,14 +410,14 @@ def test_last_layer_is_fresh_and_has_a_box_a_class(localiser, classifier):
 def test_twenty_images_are_learnt_by_heart(kind, tmp_path):
     file = write_npz(tmp_path / "few.npz", train=20, test=20)
     arrays = dict(np.load(file))
-    arrays |= {f"test_{what}": arrays[f"train_{what}"] for what in ("images", "labels", "boxes")}
+    arrays |= {f"test_{name}": arrays[f"train_{name}"] for name in ("images", "labels", "boxes")}
     np.savez(file, **arrays)
     c = settings(file, train__boxes=kind, train__steps=400, train__batch_size=20, data__holdout=0.0)
     c.schedule.kind, c.schedule.lr, c.model.dropout = "cosine", 0.003, 0.0
     run = trained(c, tmp_path)
     assert run.read("result")["top1_errors_count"] == 0
-    said = predictions.load(run.folder / "predictions" / "test-center.npz")
-    shared = geometry.iou(said.boxes.astype(np.float64), arrays["test_boxes"][said.ids, 0])
+    result = predictions.load(run.folder / "predictions" / "test-center.npz")
+    shared = geometry.iou(result.boxes.astype(np.float64), arrays["test_boxes"][result.ids, 0])
     assert shared.mean() > 0.9
 
 
@@ -442,8 +442,8 @@ def test_training_error_is_of_the_views_that_show_a_box(accumulate, tmp_path, mo
     feed, compared = prepared.feed(c, mesh(), 0), 0
     for step in range(3):
         batch = jax.tree.map(lambda a: a[0], feed.next(range(step, step + 1)))
-        seen = prepared.train_boxes(prepared.constants, np.int32(c.seed), batch)
-        shown = np.isfinite(np.asarray(seen)).all(axis=1)
+        boxes = prepared.train_boxes(prepared.constants, np.int32(c.seed), batch)
+        shown = np.isfinite(np.asarray(boxes)).all(axis=1)
         labels = prepared.labels[np.asarray(batch["indices"])]
         (error,) = (line["train_error"] for line in lines if line["step"] == step + 1)
         np.testing.assert_allclose(error, 100 * (labels[shown] % 2).mean(), rtol=1e-5)
@@ -467,76 +467,76 @@ def test_views_without_a_box_have_no_training_error(tmp_path):
 
 
 def test_central_test_is_of_boxes_with_the_class_given(file, localiser):
-    result, found = localiser.read("result"), prediction_store.load(localiser, "center")
-    boxes, labels = (np.load(file)[f"test_{what}"] for what in ("boxes", "labels"))
-    shared = geometry.iou(found.boxes.astype(np.float64), boxes[found.ids, 0])
-    np.testing.assert_array_equal(found.topk_wrong(), shared <= 0.5)
-    np.testing.assert_array_equal(found.labels, labels[found.ids])
+    result, stored = localiser.read("result"), prediction_store.load(localiser, "center")
+    boxes, labels = (np.load(file)[f"test_{name}"] for name in ("boxes", "labels"))
+    shared = geometry.iou(stored.boxes.astype(np.float64), boxes[stored.ids, 0])
+    np.testing.assert_array_equal(stored.topk_wrong(), shared <= 0.5)
+    np.testing.assert_array_equal(stored.labels, labels[stored.ids])
     assert result["top1_errors_count"] == (shared <= 0.5).sum()
     assert "top5_errors_count" not in result
     with pytest.raises(predictions.PredictionsError, match="have no top-5 error"):
-        found.topk_wrong(5)
+        stored.topk_wrong(5)
     with pytest.raises(predictions.PredictionsError, match="have no mean"):
-        predictions.mean([found, found])
+        predictions.mean([stored, stored])
     subject = evaluate.Subject(localiser, mesh())
     again = subject.tested("center").predictions
-    np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-3)
+    np.testing.assert_allclose(again.boxes, stored.boxes, atol=1e-3)
     with pytest.raises(config.ConfigError, match="`cnn-depth localise` tests boxes"):
         subject.tested("dense")
 
 
 def test_whole_images_of_the_crops_size_are_the_central_crops(localiser):
-    found = localise.localise([(Localiser(evaluate.Subject(localiser, mesh())), (32,))])
-    assert len(found.ids) == 20
-    given = prediction_store.load(localiser, "center")
-    np.testing.assert_array_equal(~found.given, given.topk_wrong())
+    result = localise.localise([(Localiser(evaluate.Subject(localiser, mesh())), (32,))])
+    assert len(result.ids) == 20
+    stored = prediction_store.load(localiser, "center")
+    np.testing.assert_array_equal(~result.given, stored.topk_wrong())
     # What it says of the image's own class is what the central test says.
-    own = (found.classes == found.labels[:, None]).argmax(axis=1)
-    boxes = found.boxes[np.arange(20), own]
-    np.testing.assert_allclose(boxes, given.boxes[np.argsort(given.ids)], atol=2e-4)
-    assert found.rate(3).percent == pytest.approx(found.given_rate.percent)  # of three classes
+    own = (result.classes == result.labels[:, None]).argmax(axis=1)
+    boxes = result.boxes[np.arange(20), own]
+    np.testing.assert_allclose(boxes, stored.boxes[np.argsort(stored.ids)], atol=2e-4)
+    assert result.rate(3).percent == pytest.approx(result.given_rate.percent)  # of three classes
 
 
 def test_boxes_of_several_scales_are_merged_and_kept(localiser, monkeypatch):
     subject = Localiser(evaluate.Subject(localiser, mesh()))
-    found = localise.localise([(subject, (32, 64))])
+    result = localise.localise([(subject, (32, 64))])
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Localiser, "candidates", lambda *a: pytest.fail("it computes again"))
         again = localise.localise([(Localiser(evaluate.Subject(localiser, mesh())), (32, 64))])
-    np.testing.assert_array_equal(again.boxes, found.boxes)
+    np.testing.assert_array_equal(again.boxes, result.boxes)
     about = localised.about([(localiser, (32, 64))])
-    assert localised.load(localiser, about).rate(5) == found.rate(5)
+    assert localised.load(localiser, about).rate(5) == result.rate(5)
     assert localised.load(localiser, localised.about([(localiser, (32, 48))])) is None
     # By hand: the classifier's classes, and the boxes of both scales.
-    top = np.concatenate([found.classes, found.labels[:, None]], axis=1).astype(np.int32)
+    top = np.concatenate([result.classes, result.labels[:, None]], axis=1).astype(np.int32)
     parts = [
-        {i: (b, t) for i, b, t in subject.candidates(Q, top, lambda done, total: None)}
+        {i: (b, t) for i, b, t in subject.candidates(Q, top, lambda n, total: None)}
         for Q in (32, 64)
     ]
-    for row, i in enumerate(found.ids.tolist()):
+    for row, i in enumerate(result.ids.tolist()):
         boxes, trust = (np.concatenate([part[i][k] for part in parts]) for k in (0, 1))
         assert len(boxes) == 1 + 4  # at twice the size, 2 x 2 windows fit
         for k in range(CLASSES):
             expected = merging.merge(boxes[:, k], trust[:, k])[0][0]
-            np.testing.assert_allclose(found.boxes[row, k], expected, rtol=1e-6)
+            np.testing.assert_allclose(result.boxes[row, k], expected, rtol=1e-6)
 
 
 def test_stopped_test_of_boxes_goes_on(file, classifier, localiser, monkeypatch):
     monkeypatch.setattr("experiments.localisation.candidates.PART", 8)
     subject = Localiser(evaluate.Subject(localiser, mesh()))
     top = np.zeros((20, 1), np.int32)
-    whole = list(subject.candidates(48, top, lambda done, total: None))
+    expected = list(subject.candidates(48, top, lambda n, total: None))
     folder = next(localiser.folder.glob("predictions/boxes-Q48-*"))
     assert len(list(folder.iterdir())) == 3
     (folder / "0000008.npz").unlink()
     (folder / "0000016.npz").write_bytes(b"cut off")
     (folder / "0000000.npz").touch()
     before = (folder / "0000000.npz").stat().st_mtime_ns
-    again = list(subject.candidates(48, top, lambda done, total: None))
+    again = list(subject.candidates(48, top, lambda n, total: None))
     assert (folder / "0000000.npz").stat().st_mtime_ns == before
-    for one, other in zip(whole, again, strict=True):
-        assert one[0] == other[0]
-        np.testing.assert_array_equal(one[1], other[1])
+    for first, second in zip(expected, again, strict=True):
+        assert first[0] == second[0]
+        np.testing.assert_array_equal(first[1], second[1])
 
 
 @pytest.mark.slow
@@ -560,8 +560,8 @@ for one, other in zip(*found, strict=True):
     np.testing.assert_allclose(one[1], other[1], rtol=1e-3, atol=1e-2)
     np.testing.assert_allclose(one[2], other[2], atol=1e-4)
 """
-    done = fresh_python("-c", code, devices=4, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
-    assert done.returncode == 0, done.stderr
+    process = fresh_python("-c", code, devices=4, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    assert process.returncode == 0, process.stderr
 
 
 def test_two_processes_share_the_images(localiser, monkeypatch):
@@ -592,17 +592,17 @@ print(len(found.ids), found.given.sum(), found.right.sum())
         )
         for process in (0, 1)
     ]
-    told = []
+    outputs = []
     for process in both:
         out, error = process.communicate(timeout=300)
         assert process.returncode == 0, error
-        told.append(out.splitlines()[-1])
-    assert told[0] == told[1]
+        outputs.append(out.splitlines()[-1])
+    assert outputs[0] == outputs[1]
     (folder,) = localiser.folder.glob("predictions/boxes-Q40-*")
     assert len(list(folder.iterdir())) == 5
     before = {part.name: part.read_bytes() for part in folder.iterdir()}
-    found = localise.localise([(Localiser(evaluate.Subject(localiser, mesh())), (40,))])
-    assert told[0] == f"{len(found.ids)} {found.given.sum()} {found.right.sum()}"
+    result = localise.localise([(Localiser(evaluate.Subject(localiser, mesh())), (40,))])
+    assert outputs[0] == f"{len(result.ids)} {result.given.sum()} {result.right.sum()}"
     assert {part.name: part.read_bytes() for part in folder.iterdir()} == before
 
 
@@ -640,8 +640,8 @@ def test_images_without_a_box_are_left_out_and_counted(file, tmp_path):
     assert opened.train + len(opened.parts["holdout"]) == 51
     assert any("9 training images of 60 without a box" in note for note in opened.notes)
     assert len(opened.boxes["train"]) == opened.train
-    whole = data.open_data(settings(file).data)
-    assert whole.fingerprint != opened.fingerprint
+    full = data.open_data(settings(file).data)
+    assert full.fingerprint != opened.fingerprint
 
 
 @pytest.mark.parametrize("arch", ["googlenet", "lenet5"])
