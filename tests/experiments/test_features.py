@@ -60,19 +60,19 @@ def pictures(photos):
 
 
 def test_central_crops_are_the_networks_endpoints(run, photos):
-    (found,) = extractor(run, photos).features(FeatureRequest())
+    (result,) = extractor(run, photos).features(FeatureRequest())
     model = classifier.load(run.folder)
     views = np.stack([model.see(image) for image in pictures(photos)])
     x = (
         views.astype(np.float32) - model.preprocessing.normalise.mean
     ) / model.preprocessing.normalise.std
-    wanted = model.network.endpoints(x)["pool"]
-    assert (found.layer, found.depth, found.name) == ("pool", 7, "center-Q32")
-    np.testing.assert_allclose(found.values, wanted, rtol=1e-4, atol=1e-5)
-    assert found.of.labels.tolist() == [0, 0, 1, 1]
-    assert found.of.class_names == ("a", "b")
-    assert found.of.ids.tolist() == [0, 1, 2, 3]
-    assert found.of.parts.tolist() == [0] * 4
+    expected = model.network.endpoints(x)["pool"]
+    assert (result.layer, result.depth, result.name) == ("pool", 7, "center-Q32")
+    np.testing.assert_allclose(result.values, expected, rtol=1e-4, atol=1e-5)
+    assert result.of.labels.tolist() == [0, 0, 1, 1]
+    assert result.of.class_names == ("a", "b")
+    assert result.of.ids.tolist() == [0, 1, 2, 3]
+    assert result.of.parts.tolist() == [0] * 4
 
 
 def by_numpy(run, image):
@@ -99,14 +99,14 @@ def by_numpy(run, image):
 @pytest.mark.parametrize("how", ["mean", "concatenate"])
 def test_whole_images_at_several_scales_against_numpy(run, photos, how):
     passes = extractor(run, photos).features(FeatureRequest("conv1", "dense", "32,40"))
-    assert [one.name for one in passes] == ["dense-Q32", "dense-Q40"]
+    assert [scaled.name for scaled in passes] == ["dense-Q32", "dense-Q40"]
     x = features.combined(passes, how, l2=True)
     square = pictures(photos)[2]  # whose scale of 32 is the picture itself
     np.testing.assert_allclose(passes[0].values[2], by_numpy(run, square), rtol=1e-5)
-    parts = [np.asarray(one.values, np.float64) for one in passes]
-    wanted = sum(parts) / 2 if how == "mean" else np.hstack(parts)
-    wanted /= np.sqrt((wanted**2).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(x, wanted, rtol=1e-5)
+    parts = [np.asarray(scaled.values, np.float64) for scaled in passes]
+    expected = sum(parts) / 2 if how == "mean" else np.hstack(parts)
+    expected /= np.sqrt((expected**2).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(x, expected, rtol=1e-5)
 
 
 def test_mirrors_and_crops_are_averaged(run, photos):
@@ -132,8 +132,8 @@ def test_what_is_kept_is_not_computed_again(run, photos):
     assert not anew.reused
     np.testing.assert_array_equal(anew.values, again.values)
     rng = np.random.default_rng(5)
-    other = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(other).save(f"{photos}/a/0.png")  # another picture of that name
+    replacement = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(replacement).save(f"{photos}/a/0.png")  # another picture of that name
     (changed,) = extractor(run, photos).features(FeatureRequest())
     assert not changed.reused
     assert not np.allclose(changed.values[0], anew.values[0])
@@ -151,16 +151,16 @@ def test_a_stopped_pass_goes_on(run, tmp_path, monkeypatch):
         test_labels=labels[250:],
     )
     monkeypatch.setattr(features, "CHUNK_SECONDS", 0.0)
-    (whole,) = extractor(run, str(tmp_path / "set.npz")).features(FeatureRequest("stage1"))
-    assert whole.of.parts.tolist() == [1] * 250 + [2] * 50
-    expected, progress = np.array(whole.values), []
-    for file in whole.file.parent.iterdir():
+    (complete,) = extractor(run, str(tmp_path / "set.npz")).features(FeatureRequest("stage1"))
+    assert complete.of.parts.tolist() == [1] * 250 + [2] * 50
+    expected, progress = np.array(complete.values), []
+    for file in complete.file.parent.iterdir():
         file.unlink()
 
     class Stopped(Exception):
         pass
 
-    def stop(done, total):
+    def stop(count, total):
         raise Stopped
 
     class Bar:
@@ -177,18 +177,18 @@ def test_a_stopped_pass_goes_on(run, tmp_path, monkeypatch):
         extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(stop)).features(
             FeatureRequest("stage1")
         )
-    left = [f for f in whole.file.parent.iterdir() if f.suffix != ".lock"]
-    assert [f.name.partition("-")[0] for f in left] == ["chunk"]
+    remaining = [f for f in complete.file.parent.iterdir() if f.suffix != ".lock"]
+    assert [f.name.partition("-")[0] for f in remaining] == ["chunk"]
 
-    def heard(done, total):
-        progress.append((done, total))
+    def heard(count, total):
+        progress.append((count, total))
 
-    (found,) = extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(heard)).features(
+    (resumed,) = extractor(run, str(tmp_path / "set.npz"), bar=lambda label: Bar(heard)).features(
         FeatureRequest("stage1")
     )
     assert progress[0] == (256, 300)  # the first batch of 128 was there
-    np.testing.assert_array_equal(found.values, expected)
-    assert sorted(f.suffix for f in found.file.parent.iterdir()) == [".lock", ".npy", ".npz"]
+    np.testing.assert_array_equal(resumed.values, expected)
+    assert sorted(f.suffix for f in resumed.file.parent.iterdir()) == [".lock", ".npy", ".npz"]
 
 
 PROGRAM = """
@@ -219,9 +219,9 @@ def test_devices_and_hosts_share_the_images(run, photos, tmp_path, fresh_python,
         return fresh_python("-c", PROGRAM, *words, devices=count)
 
     with ThreadPoolExecutor(hosts) as pool:
-        done = list(pool.map(start, range(hosts)))
-    told = [one.stdout.splitlines()[-1:] for one in done]
-    assert told == [["False (4, 32)"]] * hosts, done[0].stderr
+        processes = list(pool.map(start, range(hosts)))
+    outputs = [process.stdout.splitlines()[-1:] for process in processes]
+    assert outputs == [["False (4, 32)"]] * hosts, processes[0].stderr
     (together,) = extractor(runs.Run(tmp_path / "run"), photos).features(FeatureRequest("stage2"))
     assert together.reused
     np.testing.assert_allclose(together.values, alone.values, rtol=1e-5, atol=1e-6)
@@ -229,10 +229,10 @@ def test_devices_and_hosts_share_the_images(run, photos, tmp_path, fresh_python,
 
 
 def test_two_commands_do_not_compute_the_same(run, photos):
-    (found,) = extractor(run, photos).features(FeatureRequest())
-    found.file.with_suffix(".npz").unlink()
+    (result,) = extractor(run, photos).features(FeatureRequest())
+    result.file.with_suffix(".npz").unlink()
     with (
-        run.lock(name=f"{features.FOLDER}/{found.file.stem}.lock"),
+        run.lock(name=f"{features.FOLDER}/{result.file.stem}.lock"),
         pytest.raises(runs.RunLocked, match="is being written by process"),
     ):
         extractor(run, photos).features(FeatureRequest())
@@ -240,25 +240,25 @@ def test_two_commands_do_not_compute_the_same(run, photos):
 
 def test_half_precision_is_said_where_it_is_too_small(run, photos):
     (half,) = extractor(run, photos).features(FeatureRequest("conv1", dtype="float16"))
-    (whole,) = extractor(run, photos).features(FeatureRequest("conv1"))
+    (full,) = extractor(run, photos).features(FeatureRequest("conv1"))
     assert half.values.dtype == np.float16
-    np.testing.assert_allclose(half.values, whole.values, rtol=1e-3)
-    assert not whole.reused  # one of float16 is not taken for it
+    np.testing.assert_allclose(half.values, full.values, rtol=1e-3)
+    assert not full.reused  # one of float16 is not taken for it
     batch = features.Batch(
         np.full((1, 2), 1e5, np.float32), *[np.zeros(1, np.int32)] * 2, np.zeros(1, bool)
     )
     with pytest.raises(DataError, match="beyond float16"):
-        features._Chunks(whole.file, {}, "float16").add(batch)
+        features._Chunks(full.file, {}, "float16").add(batch)
 
 
 def test_files_are_not_believed(run, photos):
-    (found,) = extractor(run, photos).features(FeatureRequest())
-    np.save(found.file, np.zeros((3, 64), np.float32))
+    (result,) = extractor(run, photos).features(FeatureRequest())
+    np.save(result.file, np.zeros((3, 64), np.float32))
     with pytest.raises(DataError, match="not of the same images"):
-        features.read(found.file)
-    found.file.write_bytes(b"\x93NUMPY nothing")
+        features.read(result.file)
+    result.file.write_bytes(b"\x93NUMPY nothing")
     with pytest.raises(DataError, match="can't be read as features"):
-        features.read(found.file)
+        features.read(result.file)
     (run.folder / features.FOLDER / "gone.npz").unlink(missing_ok=True)
     with pytest.raises(DataError, match="can't be read as features"):
         features.read(run.folder / features.FOLDER / "gone.npy")
@@ -289,11 +289,11 @@ def test_imported_networks_have_no_images_of_their_own(run):
 def test_unusable_images_are_left_out_and_named(run, photos):
     Path(photos, "a", "bad.png").write_bytes(b"no picture")
     reasons = []
-    (found,) = extractor(run, photos, on_bad=reasons.append).features(FeatureRequest())
-    assert found.of.left_out == 1
-    assert found.of.ids.tolist() == [0, 1, 3, 4]
-    assert found.of.labels.tolist() == [0, 0, 1, 1]
-    assert len(found.values) == 4
+    (result,) = extractor(run, photos, on_bad=reasons.append).features(FeatureRequest())
+    assert result.of.left_out == 1
+    assert result.of.ids.tolist() == [0, 1, 3, 4]
+    assert result.of.labels.tolist() == [0, 0, 1, 1]
+    assert len(result.values) == 4
     assert len(reasons) == 1
     assert "bad.png" in reasons[0]
     Path(photos, "b", "bad.png").write_bytes(b"no picture either")

@@ -38,13 +38,13 @@ def run(folder):
 def arrays(tmp_path_factory):
     """An .npz of three classes that colour tells apart, one of them rare."""
     file = tmp_path_factory.mktemp("data") / "colours.npz"
-    rng, found = np.random.default_rng(0), {}
+    rng, content = np.random.default_rng(0), {}
     for part, n in (("train", 200), ("test", 60)):
         labels = np.minimum(np.arange(n) % 7, 2)
         images = rng.integers(0, 150, (n, 32, 32, 3), dtype=np.uint8)
         images[np.arange(n), :, :, labels] += 60
-        found |= {f"{part}_images": images, f"{part}_labels": labels}
-    np.savez(file, **found)
+        content |= {f"{part}_images": images, f"{part}_labels": labels}
+    np.savez(file, **content)
     return str(file)
 
 
@@ -59,23 +59,23 @@ def tuned(run, arrays, first, **overrides):
 
 def test_the_last_layer_learns_on_features_as_the_frozen_network_does(run, arrays, folder):
     config = tuned(run, arrays, finetune.HEAD, train__epochs=3.0, schedule__lr=0.1)
-    one = subject(run, arrays)
+    extractor = subject(run, arrays)
     overrides = {"train.epochs": 3.0, "schedule.lr": 0.1}
     tuning = finetune.Tuning(finetune.HEAD, overrides=overrides)
-    assert finetune.on_features(one, config, tuning) == ""
-    (found,) = one.features(FeatureRequest())
-    rows, test = finetune.rows_of(found, one.collection, config)
+    assert finetune.on_features(extractor, config, tuning) == ""
+    (features,) = extractor.features(FeatureRequest())
+    rows, test = finetune.rows_of(features, extractor.collection, config)
     assert (len(rows), len(test)) == (200, 60)
-    head = finetune.train_head(one, config, found, rows, one.collection.class_names)
+    head = finetune.train_head(extractor, config, features, rows, extractor.collection.class_names)
     # The same config, by the training of every run.
     seeded = configs.override(
         config, {"seeding.run": run.id, "seeding.weights": run.imported}, "test"
     )
     opened = data_lib.open_data(seeded.data)
-    made = runs.create(seeded, opened.fingerprint, folder, {"study": "t", "row": "r"})
-    with made.lock():
-        train.train(made, devices.mesh())
-    state = flat_state(nnx.state(classifier.load(made.folder).network))
+    tuned_run = runs.create(seeded, opened.fingerprint, folder, {"study": "t", "row": "r"})
+    with tuned_run.lock():
+        train.train(tuned_run, devices.mesh())
+    state = flat_state(nnx.state(classifier.load(tuned_run.folder).network))
     np.testing.assert_allclose(head.weights, state["fc/kernel"], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(head.bias, state["fc/bias"], rtol=1e-3, atol=1e-5)
     before = flat_state(nnx.state(classifier.load(run.folder).network))
@@ -98,10 +98,12 @@ def test_the_last_layer_learns_on_features_as_the_frozen_network_does(run, array
 )
 def test_who_cannot_learn_on_features_says_why(run, arrays, key, value, why):
     tuning = finetune.Tuning(finetune.HEAD, overrides={key: value})
-    one = subject(run, arrays)
-    assert why in finetune.on_features(one, finetune.config_of(one, tuning), tuning)
-    other = finetune.Tuning("stage3")
-    assert "other layers" in finetune.on_features(one, finetune.config_of(one, other), other)
+    extractor = subject(run, arrays)
+    assert why in finetune.on_features(extractor, finetune.config_of(extractor, tuning), tuning)
+    from_stage3 = finetune.Tuning("stage3")
+    assert "other layers" in finetune.on_features(
+        extractor, finetune.config_of(extractor, from_stage3), from_stage3
+    )
 
 
 @pytest.mark.parametrize("key", ["data.classes", "data.path", "model.arch"])
@@ -126,11 +128,11 @@ def test_layers_before_the_first_stay_as_they_are(run, arrays):
 
 def test_a_rare_class_comes_as_often_as_the_others():
     labels = np.array([0] * 7 + [1] * 3 + [2] * 2)
-    found = balanced(labels, seed=0)
-    assert np.bincount(labels[found]).tolist() == [7, 7, 7]
-    assert found.tolist() == sorted(found)
-    assert {*np.bincount(found)[labels == 1].tolist()} == {2, 3}
-    np.testing.assert_array_equal(found, balanced(labels, seed=0))
+    indices = balanced(labels, seed=0)
+    assert np.bincount(labels[indices]).tolist() == [7, 7, 7]
+    assert indices.tolist() == sorted(indices)
+    assert {*np.bincount(indices)[labels == 1].tolist()} == {2, 3}
+    np.testing.assert_array_equal(indices, balanced(labels, seed=0))
     assert balanced(np.array([0, 1, 1, 0]), seed=3).tolist() == [0, 1, 2, 3]
 
 
@@ -164,14 +166,14 @@ def tiny(**overrides):
 
 def trained(config, folder):
     opened = data_lib.open_data(config.data)
-    made = runs.create(config, opened.fingerprint, folder, {"study": "t", "row": "r"})
-    with made.lock():
-        train.train(made, devices.mesh())
-    return made
+    run = runs.create(config, opened.fingerprint, folder, {"study": "t", "row": "r"})
+    with run.lock():
+        train.train(run, devices.mesh())
+    return run
 
 
-def arrays_of(made):
-    return flat_state(nnx.state(classifier.load(made.folder).network, nnx.Param))
+def arrays_of(run):
+    return flat_state(nnx.state(classifier.load(run.folder).network, nnx.Param))
 
 
 def test_layers_are_unfrozen_at_their_part_of_the_training(tmp_path):
@@ -181,9 +183,9 @@ def test_layers_are_unfrozen_at_their_part_of_the_training(tmp_path):
         for steps in (12, 100)
     )
     start, _ = network.initial(waits, 10, 1)
-    whole = arrays_of(trained(waits, tmp_path))
+    final = arrays_of(trained(waits, tmp_path))
     moved = {
-        name: bool(np.any(np.asarray(whole[name]) != np.asarray(a))) for name, a in start.items()
+        name: bool(np.any(np.asarray(final[name]) != np.asarray(a))) for name, a in start.items()
     }
     assert all(moved[name] for name in moved if name.startswith(("stage1/", "stage3/", "fc/")))
     assert not any(moved[name] for name in moved if name.startswith("conv1/"))  # round(11.88) = 12
@@ -201,8 +203,8 @@ def test_unfreezing_what_stays_frozen_is_refused():
 
 def test_training_ends_where_held_out_images_get_no_better(tmp_path):
     still = tiny(train__patience=3, schedule__lr=1e-12, schedule__kind="constant")
-    made = trained(still, tmp_path)
-    (result,) = [made.read("result")]
+    run = trained(still, tmp_path)
+    (result,) = [run.read("result")]
     every = max(1, round(0.05 * result["train_images"] / 32))
     assert result["steps"] == 4 * every  # the first is the best; then three that are no better
     with pytest.raises(ConfigError, match=r"train\.patience=3 is judged on held-out"):
@@ -212,12 +214,12 @@ def test_training_ends_where_held_out_images_get_no_better(tmp_path):
 def test_patience_survives_a_stop(tmp_path):
     still = tiny(train__patience=3, schedule__lr=1e-12, schedule__kind="constant")
     opened = data_lib.open_data(still.data)
-    made = runs.create(still, opened.fingerprint, tmp_path, {"study": "t", "row": "r"})
-    asked = iter([False] * 5 + [True])
-    with made.lock(), pytest.raises(train.Interrupted):
-        train.train(made, devices.mesh(), stop=lambda: next(asked, True))
-    with made.lock():
-        result = train.train(made, devices.mesh())
+    run = runs.create(still, opened.fingerprint, tmp_path, {"study": "t", "row": "r"})
+    stops = iter([False] * 5 + [True])
+    with run.lock(), pytest.raises(train.Interrupted):
+        train.train(run, devices.mesh(), stop=lambda: next(stops, True))
+    with run.lock():
+        result = train.train(run, devices.mesh())
     every = max(1, round(0.05 * result["train_images"] / 32))
     assert result["steps"] == 4 * every
 
@@ -227,8 +229,8 @@ def test_the_binary_loss_is_each_classs_for_itself():
     net.binary_loss = True
     logits, targets = jnp.array([[2.0, -1.0, 0.5]]), jnp.array([[1.0, 0.0, 0.0]])
     p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
-    wanted = -np.mean(np.log(np.where(np.asarray(targets) == 1, p, 1 - p)))
-    np.testing.assert_allclose(net.loss_of(logits, targets), [wanted], rtol=1e-6)
+    expected = -np.mean(np.log(np.where(np.asarray(targets) == 1, p, 1 - p)))
+    np.testing.assert_allclose(net.loss_of(logits, targets), [expected], rtol=1e-6)
 
 
 def test_networks_with_a_loss_of_their_own_refuse_another():
@@ -239,31 +241,31 @@ def test_networks_with_a_loss_of_their_own_refuse_another():
 
 
 def test_the_binary_loss_trains(tmp_path):
-    made = trained(tiny(train__loss="binary", train__steps=150, schedule__lr=0.5), tmp_path)
-    assert made.read("result")["top1_error"] < 40
+    run = trained(tiny(train__loss="binary", train__steps=150, schedule__lr=0.5), tmp_path)
+    assert run.read("result")["top1_error"] < 40
 
 
 def test_some_classes_of_a_set_are_numbered_anew(run, arrays):
-    whole = data_lib.open_data(tiny().data)
+    all_classes = data_lib.open_data(tiny().data)
     config = tiny(data__classes=("7", "1", "3"))
     some = data_lib.open_data(config.data)
     assert some.class_names == ("1", "3", "7")
     for part in ("train", "holdout", "test"):
         assert {*np.unique(some.parts[part].labels).tolist()} == {0, 1, 2}
-    wanted = np.isin(whole.dataset.test.labels, [1, 3, 7])
-    np.testing.assert_array_equal(some.dataset.test.images, whole.found.test.images[wanted])
+    chosen = np.isin(all_classes.dataset.test.labels, [1, 3, 7])
+    np.testing.assert_array_equal(some.dataset.test.images, all_classes.found.test.images[chosen])
     digits = np.array([1, 3, 7])[some.dataset.test.labels]
-    np.testing.assert_array_equal(digits, whole.dataset.test.labels[wanted])
+    np.testing.assert_array_equal(digits, all_classes.dataset.test.labels[chosen])
     assert configs.override(tiny(), {"data.classes": "1,3"}, "--set").data.classes == ("1", "3")
-    for classes, told in ((("1", "12"), "'12'"), (("1",), "two classes at least")):
-        with pytest.raises(ConfigError, match=told):
+    for classes, message in ((("1", "12"), "'12'"), (("1",), "two classes at least")):
+        with pytest.raises(ConfigError, match=message):
             data_lib.open_data(tiny(data__classes=classes).data)
 
 
 def test_a_network_of_some_classes_trains(tmp_path):
-    made = trained(tiny(data__classes=("0", "1", "8")), tmp_path)
-    assert classifier.load(made.folder).class_names == ("0", "1", "8")
-    assert made.read("result")["n"] < 200
+    run = trained(tiny(data__classes=("0", "1", "8")), tmp_path)
+    assert classifier.load(run.folder).class_names == ("0", "1", "8")
+    assert run.read("result")["n"] < 200
 
 
 def test_some_classes_of_a_folder(tmp_path):

@@ -64,13 +64,13 @@ def tensors():
 
 @pytest.fixture
 def folder(tmp_path, tensors):
-    """One as others publish it."""
-    there = tmp_path / "resnet-50"
-    there.mkdir()
-    weight_files.write(there / "model.safetensors", tensors)
-    put(there, "config.json", CONFIG)
-    put(there, "preprocessor_config.json", PROCESSOR)
-    return there
+    """A network's folder as others publish it."""
+    path = tmp_path / "resnet-50"
+    path.mkdir()
+    weight_files.write(path / "model.safetensors", tensors)
+    put(path, "config.json", CONFIG)
+    put(path, "preprocessor_config.json", PROCESSOR)
+    return path
 
 
 def put(folder, name, content):
@@ -79,29 +79,29 @@ def put(folder, name, content):
 
 @pytest.fixture
 def run(tmp_path, tensors):
-    """One to export: it sees images of 64 pixels out of 72."""
+    """A run to export: it sees images of 64 pixels out of 72."""
     file = tmp_path / "net.safetensors"
     weight_files.write(file, tensors)
     return weights.import_run(file, "resnet:50", tmp_path, options=SIZES, class_names=NAMES)
 
 
-def same(first, second):
+def same(first_run, second_run):
     """Whether two runs are one network that sees images in one way, to the last bit."""
-    one, other = (classifier.load(run.folder) for run in (first, second))
-    states = (flat_state(reference.nnx.state(c.network)) for c in (one, other))
+    first, second = (classifier.load(run.folder) for run in (first_run, second_run))
+    states = (flat_state(reference.nnx.state(c.network)) for c in (first, second))
     arrays = [{k: np.asarray(v) for k, v in state.items()} for state in states]
     assert arrays[0].keys() == arrays[1].keys()
     assert all(np.array_equal(value, arrays[1][key]) for key, value in arrays[0].items())
-    assert dict(one.network.options) == dict(other.network.options)
-    assert (one.view, one.class_names) == (other.view, other.class_names)
-    for what in ("mean", "std"):
+    assert dict(first.network.options) == dict(second.network.options)
+    assert (first.view, first.class_names) == (second.view, second.class_names)
+    for name in ("mean", "std"):
         values = [
-            np.broadcast_to(getattr(c.preprocessing.normalise, what), 3) for c in (one, other)
+            np.broadcast_to(getattr(c.preprocessing.normalise, name), 3) for c in (first, second)
         ]
         np.testing.assert_array_equal(*values)
-    return (one.preprocessing.resize, one.preprocessing.warp) == (
-        other.preprocessing.resize,
-        other.preprocessing.warp,
+    return (first.preprocessing.resize, first.preprocessing.warp) == (
+        second.preprocessing.resize,
+        second.preprocessing.warp,
     )
 
 
@@ -399,10 +399,10 @@ def test_the_card_tells_what_was_measured_and_what_the_paper_prints(run, tmp_pat
     assert "| top-1 error |  |" in card
     assert "the paper's" not in card
     assert "net.safetensors" in card
-    made = json.loads((run.folder / "run.json").read_text())
-    del made["imported"]
-    made |= {"study": "resnet", "row": "resnet-50"}
-    (run.folder / "run.json").write_text(json.dumps(made))
+    record = json.loads((run.folder / "run.json").read_text())
+    del record["imported"]
+    record |= {"study": "resnet", "row": "resnet-50"}
+    (run.folder / "run.json").write_text(json.dumps(record))
     result = {
         "protocol": "center",
         "n": 400,
@@ -451,18 +451,18 @@ def theirs(transformers, folder):
 
 
 def check_equal(model, of, shapes):
-    """Pixels but for rounding, log posteriors to 1e-4; a crop at another pixel as is told."""
+    """Pixels are equal but for rounding, and log posteriors to 1e-4, unless the crop is moved."""
     rng = np.random.default_rng(0)
     for height, width in shapes:
         image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        seen = model.see(image)
-        ours = (seen - model.preprocessing.normalise.mean) / model.preprocessing.normalise.std
+        view = model.see(image)
+        ours = (view - model.preprocessing.normalise.mean) / model.preprocessing.normalise.std
         pixels, posteriors = of(image)
         (place,) = model.view.places(height, width)
         moved = any((side - model.view.crop) % 4 == 3 for side in place.scaled)
         assert (np.abs(pixels - ours).max() < 1e-5) == (not moved)
         if not moved:
-            np.testing.assert_allclose(posteriors, model.log_posteriors(seen[None]), rtol=1e-4)
+            np.testing.assert_allclose(posteriors, model.log_posteriors(view[None]), rtol=1e-4)
 
 
 @pytest.mark.peers
@@ -542,9 +542,9 @@ def timms(tmp_path):
 
 def test_a_folder_of_timms_says_how_images_are_prepared(timms, tmp_path):
     run = weights.import_run(timms(), None, tmp_path / "runs")
-    made = run.read("run")["imported"]
-    images = made["images"]
-    assert made["naming"] == "timm"
+    imported = run.read("run")["imported"]
+    images = imported["images"]
+    assert imported["naming"] == "timm"
     assert images["weights"] == "resnet18.a1_in1k"
     assert (images["crop"], images["short_side"], images["resize"]) == (224, 235, "bicubic")
     assert images["mean"] == pytest.approx([123.675, 116.28, 103.53])
