@@ -75,9 +75,9 @@ def test_parts_are_the_sets_and_of_sets_without_parts_every_fifth(looking):
             looking.subject.collection, parts=np.zeros(TRAIN + TEST, np.uint8)
         )
 
-    other = Looking(Mixed())
-    assert other.tested.tolist() == list(range(0, TRAIN + TEST, 5))
-    assert not set(other.tested) & set(other.training)
+    mixed = Looking(Mixed())
+    assert mixed.tested.tolist() == list(range(0, TRAIN + TEST, 5))
+    assert not set(mixed.tested) & set(mixed.training)
 
 
 def test_images_are_spread_over_classes(looking):
@@ -89,14 +89,14 @@ def test_images_are_spread_over_classes(looking):
 
 
 def test_filters_are_scaled_each_to_its_own_range(looking, network):
-    found = filters.first(looking)
+    result = filters.first(looking)
     kernel = np.asarray(network.conv1.conv.kernel.get_value())
-    assert found.layer == "conv1/conv"
-    np.testing.assert_array_equal(found.kernels, kernel)
-    for k, picture in enumerate(found.pictures):
+    assert result.layer == "conv1/conv"
+    np.testing.assert_array_equal(result.kernels, kernel)
+    for k, picture in enumerate(result.pictures):
         own = kernel[..., k]
-        wanted = np.round(255.0 * (own - own.min()) / (own.max() - own.min()))
-        np.testing.assert_allclose(picture, wanted, atol=1)
+        expected = np.round(255.0 * (own - own.min()) / (own.max() - own.min()))
+        np.testing.assert_allclose(picture, expected, atol=1)
         assert (picture.min(), picture.max()) == (0, 255)
     flat = Filters("flat", np.ones((3, 3, 1, 1), np.float32))
     assert not flat.pictures.any()
@@ -116,16 +116,16 @@ FIELDS = [
 
 def reached(output, x, step=100.0):
     """Rows and columns of the image whose change changes `output(x)`, each perturbed alone."""
-    found = []
+    ranges = []
     for axis in (0, 1):
         changed = np.repeat(x[None], x.shape[axis], axis=0)
         for k, image in enumerate(changed):
             image[(slice(None),) * axis + (k,)] += step
         same = np.repeat(x[None], x.shape[axis], axis=0)  # by the same program, to the bit
         before, after = (np.asarray(output(jnp.asarray(y))) for y in (same, changed))
-        seen = (after != before).reshape(len(changed), -1).any(axis=1)
-        found.append((int(np.flatnonzero(seen)[0]), int(np.flatnonzero(seen)[-1]) + 1))
-    return tuple(found)
+        differs = (after != before).reshape(len(changed), -1).any(axis=1)
+        ranges.append((int(np.flatnonzero(differs)[0]), int(np.flatnonzero(differs)[-1]) + 1))
+    return tuple(ranges)
 
 
 @pytest.mark.parametrize(("arch", "side", "layers", "options"), FIELDS)
@@ -145,56 +145,56 @@ def test_a_receptive_field_is_what_a_perturbed_pixel_reaches(arch, side, layers,
         for place in {0, size // 2, size - 1}:
 
             def output(x, layer=layer, place=place):
-                found = outputs(x)[layer]
-                return found[:, place, place] if found.ndim == 4 else found
+                values = outputs(x)[layer]
+                return values[:, place, place] if values.ndim == 4 else values
 
-            wanted = tuple(map(int, fields[layer][place]))
-            assert reached(output, x) == (wanted, wanted), (layer, place)
+            expected = tuple(map(int, fields[layer][place]))
+            assert reached(output, x) == (expected, expected), (layer, place)
 
 
 def test_units_are_excited_most_by_these_images(looking, network, pictures):
     ids = looking.tested
     heard = []
-    found = units.most_exciting(
-        looking, ["conv1", "stage2", "pool"], ids, 3, lambda done, total: heard.append(done)
+    results = units.most_exciting(
+        looking, ["conv1", "stage2", "pool"], ids, 3, lambda n, total: heard.append(n)
     )
     assert heard[-1] == TEST
     ends = network.endpoints(jnp.asarray(normalised(pictures[ids])))
-    for one in found:
-        outputs = np.asarray(ends[one.layer])
+    for result in results:
+        outputs = np.asarray(ends[result.layer])
         flat = outputs.reshape(TEST, -1, outputs.shape[-1])
         responses = flat.max(axis=1)
         varied = np.argsort(-responses.var(axis=0))[:3]
-        assert one.units.tolist() == sorted(varied)
-        assert (one.of, one.images) == (outputs.shape[-1], TEST)
-        for row, unit in enumerate(one.units):
+        assert result.units.tolist() == sorted(varied)
+        assert (result.of, result.images) == (outputs.shape[-1], TEST)
+        for row, unit in enumerate(result.units):
             order = np.argsort(-responses[:, unit])[: units.IMAGES]
-            assert one.ids[row].tolist() == ids[order].tolist()
-            np.testing.assert_allclose(one.values[row], responses[order, unit], rtol=1e-5)
+            assert result.ids[row].tolist() == ids[order].tolist()
+            np.testing.assert_allclose(result.values[row], responses[order, unit], rtol=1e-5)
             if outputs.ndim == 4:
                 places = [
                     np.unravel_index(outputs[i, ..., unit].argmax(), outputs.shape[1:3])
                     for i in order
                 ]
-                assert one.places[row].tolist() == [list(map(int, place)) for place in places]
+                assert result.places[row].tolist() == [list(map(int, place)) for place in places]
 
 
 def test_patches_are_all_that_a_response_depends_on(looking, network, pictures):
-    (one,) = units.most_exciting(looking, ["stage2/block1"], looking.tested, 4)
+    (result,) = units.most_exciting(looking, ["stage2/block1"], looking.tested, 4)
     for row, column in ((0, 0), (3, 2)):
-        unit, place = one.units[row], one.places[row, column]
-        image = normalised(pictures[one.ids[row, column]])
+        unit, place = result.units[row], result.places[row, column]
+        image = normalised(pictures[result.ids[row, column]])
 
         def response(x, unit=unit, place=place):
             return network.endpoints(x)["stage2/block1"][:, place[0], place[1], unit]
 
-        top, left, bottom, right = one.boxes[row, column]
+        top, left, bottom, right = result.boxes[row, column]
         (first, last), (start, end) = reached(response, image)
         assert (top <= first, left <= start, last <= bottom, end <= right) == (True,) * 4
         noise = np.random.default_rng(1).normal(size=image.shape).astype(np.float32)
         noise[top:bottom, left:right] = image[top:bottom, left:right]
         alone = float(response(jnp.asarray(noise[None]))[0])
-        assert alone == pytest.approx(one.values[row, column], rel=1e-5, abs=1e-5)
+        assert alone == pytest.approx(result.values[row, column], rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,9 @@ def test_neighbours_are_training_images_nearest_to_test_images(looking, network,
     pooled = network.endpoints(jnp.asarray(normalised(pictures)))["pool"]
     np.testing.assert_allclose(features.training, pooled[:TRAIN], rtol=1e-4, atol=1e-6)
     rows, distances = neighbours.nearest(features.training, features.tested, 4)
-    wanted, apart = brute(features.training, features.tested, 4)
-    np.testing.assert_array_equal(rows, wanted)
-    np.testing.assert_allclose(distances, apart, rtol=1e-4, atol=1e-5)
+    expected_rows, expected_distances = brute(features.training, features.tested, 4)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_allclose(distances, expected_distances, rtol=1e-4, atol=1e-5)
 
 
 def test_large_sets_are_not_seen_whole_unless_they_are_kept(looking, monkeypatch, tmp_path):
@@ -238,17 +238,17 @@ def test_large_sets_are_not_seen_whole_unless_they_are_kept(looking, monkeypatch
     monkeypatch.setattr(neighbours, "QUERIES", 3)
     looking.subject.features(FeatureRequest("pool"))
     also = np.array([TRAIN + 1])
-    kept = neighbours.features(looking, also)
-    assert len(kept.training) == TRAIN
-    assert kept.tested_ids.tolist() == [TRAIN, TRAIN + 1, TRAIN + 10, TRAIN + TEST - 1]
+    complete = neighbours.features(looking, also)
+    assert len(complete.training) == TRAIN
+    assert complete.tested_ids.tolist() == [TRAIN, TRAIN + 1, TRAIN + 10, TRAIN + TEST - 1]
     for file in (looking.subject.run.folder / "features").glob("pool-*"):
         file.unlink()
     some = neighbours.features(looking, also)
     assert some.training_ids.tolist() == [0, 10, 20, 30, 39, 49, 59]
-    assert some.tested_ids.tolist() == kept.tested_ids.tolist()
-    np.testing.assert_allclose(some.training, kept.training[some.training_ids], rtol=1e-5)
-    np.testing.assert_allclose(some.tested, kept.tested, rtol=1e-5)
-    assert (some.of, kept.of) == (TRAIN, TRAIN)
+    assert some.tested_ids.tolist() == complete.tested_ids.tolist()
+    np.testing.assert_allclose(some.training, complete.training[some.training_ids], rtol=1e-5)
+    np.testing.assert_allclose(some.tested, complete.tested, rtol=1e-5)
+    assert (some.of, complete.of) == (TRAIN, TRAIN)
 
 
 @pytest.fixture
@@ -264,33 +264,33 @@ def clusters():
 
 def test_codes_of_principal_components_are_those_of_the_svd(clusters):
     x, y = clusters.training, clusters.tested
-    found = codes.principal(x, 6)(y)
+    bits = codes.principal(x, 6)(y)
     mean = x.mean(axis=0, dtype=np.float64)
     _, _, directions = np.linalg.svd(x - mean, full_matrices=False)
     projected = (y - mean) @ directions[:6].T
     sure = np.abs(projected) > 1e-3
     for bit in range(6):  # the sign of a component is free
-        same = (projected[:, bit] > 0) == found[:, bit]
+        same = (projected[:, bit] > 0) == bits[:, bit]
         assert same[sure[:, bit]].all() or not same[sure[:, bit]].any()
     assert codes.principal(x, 99)(y).shape == (40, 24)
 
 
 def test_recall_is_what_brute_force_counts(clusters):
-    for one in codes.compared(clusters, 16):
+    for result in codes.compared(clusters, 16):
         truth, _ = brute(clusters.training, clusters.tested, 10)
         shares = []
-        for row, code in zip(truth, one.tested, strict=True):
-            apart = [int((code != other).sum()) for other in one.training]
-            nearest = sorted(range(300), key=lambda i, apart=apart: (apart[i], i))[:10]
+        for row, code in zip(truth, result.tested, strict=True):
+            distances = [int((code != training_code).sum()) for training_code in result.training]
+            nearest = sorted(range(300), key=lambda i, distances=distances: (distances[i], i))[:10]
             shares.append(len({*nearest} & {*map(int, row)}) / 10)
-        assert one.recall == pytest.approx(np.mean(shares))
-        assert one.training.shape == (300, 16)
+        assert result.recall == pytest.approx(np.mean(shares))
+        assert result.training.shape == (300, 16)
 
 
 def test_equal_distances_are_in_the_order_of_rows():
     all_codes = np.array([[1, 1], [0, 0], [1, 0], [0, 1], [1, 1]], bool)
-    found = codes.hamming_nearest(all_codes, np.array([[1, 1], [0, 0]], bool), 4)
-    assert found.tolist() == [[0, 4, 2, 3], [1, 2, 3, 0]]
+    rows = codes.hamming_nearest(all_codes, np.array([[1, 1], [0, 0]], bool), 4)
+    assert rows.tolist() == [[0, 4, 2, 3], [1, 2, 3, 0]]
     assert codes.hamming_nearest(all_codes, all_codes[:1], 9).tolist() == [[0, 4, 2, 3, 1]]
 
 
@@ -298,7 +298,7 @@ def test_the_autoencoder_is_the_same_each_time_and_gives_features_back(clusters)
     x = clusters.training
     first, again = (codes.autoencoder(x, 16)(x) for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    by_way = {one.how: one.recall for one in codes.compared(clusters, 16)}
+    by_way = {result.how: result.recall for result in codes.compared(clusters, 16)}
     assert by_way["autoencoder"] > by_way["projections"]
 
 
@@ -310,22 +310,20 @@ def test_occlusion_is_that_of_a_plain_loop(looking, network):
     classes = looking.classes_of(shown)
     assert classes.tolist() == shown.labels.tolist()
     heard = []
-    found = attention.occlusion(
-        looking, shown, classes, lambda done, total: heard.append((done, total))
-    )
+    result = attention.occlusion(looking, shown, classes, lambda n, total: heard.append((n, total)))
     assert heard[-1][0] == heard[-1][1]
-    assert found.square == 3
-    assert found.firsts.tolist() == list(range(14))
+    assert result.square == 3
+    assert result.firsts.tolist() == list(range(14))
     for i, (x, k) in enumerate(zip(shown.x, classes, strict=True)):
-        whole = jax.nn.softmax(network(jnp.asarray(x[None])))[0, k]
-        assert found.whole[i] == pytest.approx(float(whole), rel=1e-5)
+        uncovered = jax.nn.softmax(network(jnp.asarray(x[None])))[0, k]
+        assert result.whole[i] == pytest.approx(float(uncovered), rel=1e-5)
         for a, b in ((0, 0), (4, 11), (13, 13)):
             covered = x.copy()
             for row in range(a, a + 3):
                 for column in range(b, b + 3):
                     covered[row, column] = 0
-            wanted = jax.nn.softmax(network(jnp.asarray(covered[None])))[0, k]
-            assert found.covered[i, a, b] == pytest.approx(float(wanted), rel=1e-5)
+            expected = jax.nn.softmax(network(jnp.asarray(covered[None])))[0, k]
+            assert result.covered[i, a, b] == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("side", [1, 2, 16, 28, 32, 224])
@@ -339,8 +337,8 @@ def test_squares_reach_both_borders(side):
 def test_saliency_is_that_of_finite_differences(looking, network):
     shown = looking.shown(looking.tested[:2])
     classes = looking.classes_of(shown)
-    found = attention.saliency(looking, shown, classes).maps
-    assert found.shape == (2, SIDE, SIDE)
+    maps = attention.saliency(looking, shown, classes).maps
+    assert maps.shape == (2, SIDE, SIDE)
     with jax.enable_x64():
         net = as_float64(network)
         for i, (x, k) in enumerate(zip(shown.x, classes, strict=True)):
@@ -349,7 +347,7 @@ def test_saliency_is_that_of_finite_differences(looking, network):
                 step[0, row, column, 0] = 1e-6 / 50  # of a grey level
                 high, low = (net(jnp.asarray(x[None] + s)) for s in (step, -step))
                 slope = abs(float((high - low)[0, k])) / 2e-6
-                assert found[i, row, column] == pytest.approx(slope, rel=1e-3, abs=1e-6)
+                assert maps[i, row, column] == pytest.approx(slope, rel=1e-3, abs=1e-6)
 
 
 def as_float64(network):
@@ -389,18 +387,18 @@ def as_float64(network):
 
 
 def test_statistics_are_those_of_all_outputs(looking, network, pictures):
-    found = layer_statistics.of_layers(looking, looking.tested)
+    results = layer_statistics.of_layers(looking, looking.tested)
     ends = network.endpoints(jnp.asarray(normalised(pictures[TRAIN:])))
     names = ["conv1", *(f"stage{k}/block1" for k in (1, 2, 3)), "pool"]
-    assert [one.layer for one in found] == names
-    assert [one.depth for one in found] == [1, 3, 5, 7, 7]
-    for one in found:
-        outputs = np.asarray(ends[one.layer], np.float64)
-        assert one.mean == pytest.approx(outputs.mean(), rel=1e-4)
-        assert one.deviation == pytest.approx(outputs.std(), rel=1e-4)
+    assert [result.layer for result in results] == names
+    assert [result.depth for result in results] == [1, 3, 5, 7, 7]
+    for result in results:
+        outputs = np.asarray(ends[result.layer], np.float64)
+        assert result.mean == pytest.approx(outputs.mean(), rel=1e-4)
+        assert result.deviation == pytest.approx(outputs.std(), rel=1e-4)
         axes = tuple(range(outputs.ndim - 1))
-        assert one.dead == int((outputs.max(axis=axes) <= 0).sum())
-        assert (one.units, one.images) == (outputs.shape[-1], TEST)
+        assert result.dead == int((outputs.max(axis=axes) <= 0).sum())
+        assert (result.units, result.images) == (outputs.shape[-1], TEST)
 
 
 def test_dead_units_are_counted(folder, pictures):
@@ -416,14 +414,14 @@ def test_dead_units_are_counted(folder, pictures):
     params["C1/kernel"], params["C1/bias"] = jnp.asarray(kernel), jnp.asarray(bias)
     first, *_ = layer_statistics.of_layers(Looking(subject), Looking(subject).tested)
     assert (first.layer, first.units) == ("C1", 6)
-    outputs = jnp.asarray(normalised(pictures[TRAIN:]))
-    reach = np.asarray(outputs)[:, : SIDE - 4, : SIDE - 4, 0].max()
+    x = jnp.asarray(normalised(pictures[TRAIN:]))
+    reach = np.asarray(x)[:, : SIDE - 4, : SIDE - 4, 0].max()
     assert first.dead == 3 + int(reach < brightest)
 
 
 def test_gradients_are_those_of_the_mean_loss(looking, network, pictures):
     ids = np.arange(TRAIN)
-    found = layer_statistics.gradients(looking, ids)
+    results = layer_statistics.gradients(looking, ids)
     graphdef, params, rest = nnx.split(network, nnx.Param, ...)
     x, labels = jnp.asarray(normalised(pictures[ids])), jnp.asarray(ids % CLASSES)
 
@@ -432,12 +430,12 @@ def test_gradients_are_those_of_the_mean_loss(looking, network, pictures):
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
 
     grads = cnn_arch.flat_state(jax.jit(jax.grad(loss))(params))
-    assert found[0].layer == "conv1/conv"
-    assert len(found) == 8
-    for one in found:
-        wanted = float(np.square(np.asarray(grads[f"{one.layer}/kernel"], np.float64)).mean())
-        assert one.mean_square == pytest.approx(wanted, rel=1e-3)
-        assert (one.images, one.weights) == (TRAIN, grads[f"{one.layer}/kernel"].size)
+    assert results[0].layer == "conv1/conv"
+    assert len(results) == 8
+    for result in results:
+        expected = float(np.square(np.asarray(grads[f"{result.layer}/kernel"], np.float64)).mean())
+        assert result.mean_square == pytest.approx(expected, rel=1e-3)
+        assert (result.images, result.weights) == (TRAIN, grads[f"{result.layer}/kernel"].size)
 
 
 # ------------------------------------------------------------------------------- the whole
@@ -457,11 +455,11 @@ def test_all_families_can_be_looked_at(tmp_path, arch, options, left_out):
     run = made_up.run(tmp_path, arch, side, 1, CLASSES, options)
     looking = Looking(Extractor(run, devices.mesh(), str(tmp_path / "set.npz")))
     heard = []
-    asked = inspection.InspectionSettings(units=3, images=8, bits=16)
-    found = inspection.inspect(looking, asked, heard.append)
+    settings = inspection.InspectionSettings(units=3, images=8, bits=16)
+    result = inspection.inspect(looking, settings, heard.append)
     assert tuple(heard) == inspection.PARTS
-    assert found.left_out.keys() == set(left_out)
-    report = inspection_report.report(found)
+    assert result.left_out.keys() == set(left_out)
+    report = inspection_report.report(result)
     paths = write(report, tmp_path / "told")
     page = paths["report"].read_text()
     for part in inspection.PARTS:
@@ -475,29 +473,32 @@ def test_all_families_can_be_looked_at(tmp_path, arch, options, left_out):
     (gradients,) = (figure for figure in report.figures if figure.name == "gradients")
     assert gradients.canvas.axes[0, 0].get_ylabel() == "root mean square, log scale"
     assert smallest_text(page) >= 9
-    told = {table.name for table in report.tables}
-    assert told == {"layers"} | (set() if left_out else {"codes"})
-    inspection.write(found, tmp_path / "told" / inspection.FILE)
+    tables = {table.name for table in report.tables}
+    assert tables == {"layers"} | (set() if left_out else {"codes"})
+    inspection.write(result, tmp_path / "told" / inspection.FILE)
     with np.load(tmp_path / "told" / inspection.FILE) as file:
         for name in file.files:
-            documented = [known for known in inspection.ARRAYS if fits(name, known)]
+            documented = [pattern for pattern in inspection.ARRAYS if fits(name, pattern)]
             assert len(documented) == 1, name
 
 
-def fits(name, known):
-    begins, _, ends = known.partition("LAYER" if "LAYER" in known else "HOW")
+def fits(name, pattern):
+    begins, _, ends = pattern.partition("LAYER" if "LAYER" in pattern else "HOW")
     if not ends:
-        return name == known
+        return name == pattern
     return name.startswith(begins) and name.endswith(ends)
 
 
 def test_pictures_of_a_mosaic_have_one_scale_and_lie_in_the_middle_of_their_cells():
     large, small = np.full((16, 16, 1), 200, np.uint8), np.full((16, 8, 1), 100, np.uint8)
-    whole, cell = inspection_report.mosaic([[large, small], [small]])
-    assert whole.shape == (2 * cell, 2 * cell, 3)
+    mosaic, cell = inspection_report.mosaic([[large, small], [small]])
+    assert mosaic.shape == (2 * cell, 2 * cell, 3)
     assert cell == 48 + inspection_report.GAP
-    assert [int((whole == value).all(axis=2).sum()) for value in (200, 100)] == [48**2, 2 * 48 * 24]
-    columns = np.flatnonzero((whole[:cell, cell:] == 100).all(axis=2).any(axis=0))
+    assert [int((mosaic == value).all(axis=2).sum()) for value in (200, 100)] == [
+        48**2,
+        2 * 48 * 24,
+    ]
+    columns = np.flatnonzero((mosaic[:cell, cell:] == 100).all(axis=2).any(axis=0))
     assert abs(columns[0] - (cell - 1 - columns[-1])) <= 1
     photograph = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
     shrunk = inspection_report.crisp(photograph)
@@ -507,24 +508,24 @@ def test_pictures_of_a_mosaic_have_one_scale_and_lie_in_the_middle_of_their_cell
 
 def test_a_reason_keeps_its_dots_and_ends_in_one():
     for reason in ("../sets/a.npz is not there", "../sets/a.npz is not there."):
-        found = inspection.Inspection(
+        result = inspection.Inspection(
             "run", 1, "set", ("a", "b"), ("a", "b"), True, True, left_out={"codes": reason}
         )
-        (figure,) = inspection_report.draw_codes(found)
+        (figure,) = inspection_report.draw_codes(result)
         assert figure.note == "Left out: ../sets/a.npz is not there."
 
 
 def test_other_classes_than_the_networks_are_said(folder, pictures):
     run = made_up.run(folder / "others", "cifar_resnet:8", SIDE, 1, CLASSES + 2, {"width": 0.5})
     looking = Looking(Extractor(run, devices.mesh(), str(folder / "set.npz")))
-    asked = inspection.InspectionSettings(("saliency", "occlusion", "statistics"), images=8)
-    found = inspection.inspect(looking, asked)
-    assert not found.own_classes
+    settings = inspection.InspectionSettings(("saliency", "occlusion", "statistics"), images=8)
+    result = inspection.inspect(looking, settings)
+    assert not result.own_classes
     model = classifier.load(run.folder)
-    wanted = model(found.images.pictures).argmax(axis=1)
-    assert found.saliency.classes.tolist() == wanted.tolist()
-    assert "not the network's" in found.left_out["gradients"]
-    captions = [f.canvas.caption for f in inspection_report.report(found).figures if f.canvas]
+    expected = model(result.images.pictures).argmax(axis=1)
+    assert result.saliency.classes.tolist() == expected.tolist()
+    assert "not the network's" in result.left_out["gradients"]
+    captions = [f.canvas.caption for f in inspection_report.report(result).figures if f.canvas]
     assert sum("the class that the network finds" in caption for caption in captions) == 2
 
 

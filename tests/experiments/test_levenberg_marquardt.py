@@ -53,9 +53,9 @@ def test_an_update_is_the_gradient_over_mu_and_the_second_derivative():
     grads = {"a/kernel": jnp.array([1.0, -2.0, 3.0]), "a/bias": jnp.array([4.0])}
     curved = {"a/kernel": jnp.array([0.5, 0.0, 9.5]), "a/bias": jnp.array([1.5])}
     transform = optimizer.create(c, grads)
-    found, _ = transform.update(grads, transform.init(grads), grads, lr=0.1, curvature=curved)
-    np.testing.assert_allclose(found["a/kernel"], [-0.1, 0.4, -0.03], rtol=1e-6)
-    np.testing.assert_allclose(found["a/bias"], [-0.2], rtol=1e-6)
+    updates, _ = transform.update(grads, transform.init(grads), grads, lr=0.1, curvature=curved)
+    np.testing.assert_allclose(updates["a/kernel"], [-0.1, 0.4, -0.03], rtol=1e-6)
+    np.testing.assert_allclose(updates["a/bias"], [-0.2], rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +68,20 @@ def test_they_are_measured_before_each_pass_on_the_images_that_it_begins_with(tm
     images = data.prepare(c)
     training = training_state.start(c, images, mesh(), None)
     assert training.curvature.steps == 3  # of 1,297 images in batches of 500
-    seen = []
+    curvatures = []
     for _ in range(6):
         before = {name: np.asarray(a) for name, a in training.state["params"].items()}
         training.advance(1)
         training.finish_steps()
-        seen.append({n: np.asarray(a) for n, a in training.state["curvature"].items()})
+        curvatures.append({n: np.asarray(a) for n, a in training.state["curvature"].items()})
         if training.position in (1, 4):
             expected = measured(c, images, before, training.position - 1)
             for name, value in expected.items():
                 scale = np.abs(value).max() + 1e-12
-                np.testing.assert_allclose(seen[-1][name] / scale, value / scale, atol=1e-4)
-    for one, two in ((0, 1), (1, 2), (3, 4), (4, 5)):
-        assert_same_bits(seen[one], seen[two])
-    assert any((seen[2][name] != seen[3][name]).any() for name in seen[2])
+                np.testing.assert_allclose(curvatures[-1][name] / scale, value / scale, atol=1e-4)
+    for first, second in ((0, 1), (1, 2), (3, 4), (4, 5)):
+        assert_same_bits(curvatures[first], curvatures[second])
+    assert any((curvatures[2][name] != curvatures[3][name]).any() for name in curvatures[2])
 
 
 def measured(c, images, params, position):
@@ -100,8 +100,8 @@ def measured(c, images, params, position):
         return nnx.merge(graph, unflat_state(values, like), copy=True)
 
     diagonal = jax.jit(lambda x, targets: curvature.diagonal(merge, params, x, targets))
-    alone = [diagonal(x[i : i + 1], jnp.asarray(targets[i : i + 1])) for i in range(PATTERNS)]
-    return {name: np.mean([one[name] for one in alone], axis=0) for name in params}
+    diagonals = [diagonal(x[i : i + 1], jnp.asarray(targets[i : i + 1])) for i in range(PATTERNS)]
+    return {name: np.mean([values[name] for values in diagonals], axis=0) for name in params}
 
 
 def test_two_runs_are_equal_and_one_that_was_stopped_at_any_step_too(finished, tmp_path):

@@ -38,7 +38,7 @@ LABELS = np.random.default_rng(7).integers(0, CLASSES, N).astype(np.int32)
 def make(tmp_path):
     """make(name, error, seed): a finished run whose posteriors err about so often."""
 
-    def one(name, error, seed=0, curve=()):
+    def finished_run(name, error, seed=0, curve=()):
         rng = np.random.default_rng([len(name), seed, round(1000 * error)])
         posteriors = rng.random((N, CLASSES))
         guess = np.where(rng.random(N) < error, (LABELS + 1) % CLASSES, LABELS)
@@ -50,19 +50,19 @@ def make(tmp_path):
         config.model = configs.model("cifar_resnet:20")
         runs.write_json(folder / "run.json", {"config": config.to_dict(), "seed": seed})
         order = rng.permutation(N)  # a test's images come in any order
-        found = Predictions(order.astype(np.int32), LABELS[order], posteriors[order])
+        tested = Predictions(order.astype(np.int32), LABELS[order], posteriors[order])
         about = {"rounding": crops.ROUNDING}
-        predictions.save(folder / "predictions" / "test-center.npz", found, about)
-        wrong = int(found.topk_wrong(1).sum())
-        told = {"n": N, "top1_errors_count": wrong, "steps": 100, "epochs": 10.0}
-        told["top1_error"] = 100 * wrong / N
-        told |= {"train_loss": 0.1, "depth": 20, "parameters": 272474, "macs": 1000}
-        runs.write_json(folder / "result.json", told)
+        predictions.save(folder / "predictions" / "test-center.npz", tested, about)
+        wrong = int(tested.topk_wrong(1).sum())
+        result = {"n": N, "top1_errors_count": wrong, "steps": 100, "epochs": 10.0}
+        result["top1_error"] = 100 * wrong / N
+        result |= {"train_loss": 0.1, "depth": 20, "parameters": 272474, "macs": 1000}
+        runs.write_json(folder / "result.json", result)
         lines = [{"step": 10 * i, "train_error": e} for i, e in enumerate(curve, 1)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         return runs.Run(folder), posteriors
 
-    return one
+    return finished_run
 
 
 def table(rows, *columns):
@@ -78,11 +78,11 @@ def percent_wrong(posteriors):
 
 
 def test_several_nets_and_members_are_averaged_before_they_are_judged(make):
-    found = [make(name, 0.3, seed) for name in ("a", "bb") for seed in (0, 1)]
+    pairs = [make(name, 0.3, seed) for name in ("a", "bb") for seed in (0, 1)]
     row = Row("all", {"top1": number(10.0)}, Error((Net("a", members=2), Net("bb", members=2))))
-    (a0, p0), (a1, p1), (b0, p2), (b1, p3) = found
-    wanted = {"all": RowRuns({0: ((a0, a1), (b0, b1))})}
-    (result,) = measured.measure(table([row]), "demo", "digits", wanted).rows
+    (a0, p0), (a1, p1), (b0, p2), (b1, p3) = pairs
+    row_runs = {"all": RowRuns({0: ((a0, a1), (b0, b1))})}
+    (result,) = measured.measure(table([row]), "demo", "digits", row_runs).rows
     expected = percent_wrong(np.mean([p0, p1, p2, p3], axis=0))
     assert result.cells["top1"].value == pytest.approx(expected)
     assert result.cells["top1"].n == N
@@ -91,11 +91,11 @@ def test_several_nets_and_members_are_averaged_before_they_are_judged(make):
 
 
 def test_seeds_give_mean_deviation_and_students_interval(make):
-    found = [make("a", 0.2, seed) for seed in range(4)]
+    pairs = [make("a", 0.2, seed) for seed in range(4)]
     row = Row("a", {"top1": number(6.61)}, Error((Net("a"),)))
-    wanted = {"a": RowRuns({seed: ((run,),) for seed, (run, _) in enumerate(found)})}
-    (result,) = measured.measure(table([row]), "demo", "digits", wanted).rows
-    errors = [percent_wrong(posteriors) for _, posteriors in found]
+    row_runs = {"a": RowRuns({seed: ((run,),) for seed, (run, _) in enumerate(pairs)})}
+    (result,) = measured.measure(table([row]), "demo", "digits", row_runs).rows
+    errors = [percent_wrong(posteriors) for _, posteriors in pairs]
     cell = result.cells["top1"]
     assert cell.value == pytest.approx(np.mean(errors))
     assert cell.deviation == pytest.approx(np.std(errors, ddof=1))
@@ -105,18 +105,18 @@ def test_seeds_give_mean_deviation_and_students_interval(make):
 
 def test_seeds_with_the_same_errors_have_no_interval(make):
     """As if all seeds had found the same nets: what others would find is not known."""
-    (one, p1), (two, p2) = make("a", 0.4), make("bb", 0.2)
+    (first, p1), (second, p2) = make("a", 0.4), make("bb", 0.2)
     column = Column("difference", "less", "points", "top1")
     rows = [
         Row("a", {}, Error((Net("a"),))),
         Row("d", {"difference": number(2.0)}, Difference(Net("a"), Net("bb"))),
     ]
-    wanted = {
-        "a": RowRuns(dict.fromkeys(range(3), ((one,),))),
-        "d": RowRuns(dict.fromkeys(range(3), ((one,), (two,)))),
+    row_runs = {
+        "a": RowRuns(dict.fromkeys(range(3), ((first,),))),
+        "d": RowRuns(dict.fromkeys(range(3), ((first,), (second,)))),
     }
-    found = measured.measure(table(rows, TOP1, column), "demo", "", wanted).rows
-    cells = [found[0].cells["top1"], found[1].cells["difference"]]
+    results = measured.measure(table(rows, TOP1, column), "demo", "", row_runs).rows
+    cells = [results[0].cells["top1"], results[1].cells["difference"]]
     expected = [percent_wrong(p1), percent_wrong(p1) - percent_wrong(p2)]
     assert [cell.value for cell in cells] == pytest.approx(expected)
     for cell in cells:
@@ -128,8 +128,8 @@ def test_missing_seeds_are_said_and_missing_runs_leave_blanks(make, tmp_path):
     run, _ = make("a", 0.2)
     gone = runs.Run(tmp_path / "gone")
     rows = [Row(name, {}, Error((Net(name),))) for name in ("some", "none")]
-    wanted = {"some": RowRuns({0: ((run,),), 1: ((gone,),)}), "none": RowRuns({0: ((gone,),)})}
-    some, none = measured.measure(table(rows), "demo", "digits", wanted).rows
+    row_runs = {"some": RowRuns({0: ((run,),), 1: ((gone,),)}), "none": RowRuns({0: ((gone,),)})}
+    some, none = measured.measure(table(rows), "demo", "digits", row_runs).rows
     assert some.state == "partly"
     assert "1 of 2 seeds" in some.reason
     assert none.state == "not run"
@@ -145,11 +145,11 @@ def test_untested_protocol_is_not_measured(make):
 
 
 def test_difference_is_paired_by_image(make):
-    (one, p1), (two, p2) = make("a", 0.4), make("bb", 0.2)
+    (first, p1), (second, p2) = make("a", 0.4), make("bb", 0.2)
     column = Column("difference", "less", "points", "top1")
     row = Row("d", {"difference": number(2.0)}, Difference(Net("a"), Net("bb")))
-    wanted = {"d": RowRuns({0: ((one,), (two,))})}
-    (result,) = measured.measure(table([row], column), "demo", "", wanted).rows
+    row_runs = {"d": RowRuns({0: ((first,), (second,))})}
+    (result,) = measured.measure(table([row], column), "demo", "", row_runs).rows
     cell = result.cells["difference"]
     assert cell.value == pytest.approx(percent_wrong(p1) - percent_wrong(p2))
     test = mcnemar(p1.argmax(1) != LABELS, p2.argmax(1) != LABELS)
@@ -171,11 +171,11 @@ def test_fewest_epochs_to_an_error_are_compared(make):
         Row("never", {}, EpochsRatio(*nets, 5.0)),
     ]
     runs_of = {0: ((slow,), (slower,), (stuck,), (fast,), (gone,))}
-    wanted = {name: RowRuns(runs_of) for name in ("r", "never")}
-    found = measured.measure(table(rows, column), "demo", "", wanted).rows
-    assert [row.state for row in found] == ["not run", "not run"]
+    row_runs = {name: RowRuns(runs_of) for name in ("r", "never")}
+    results = measured.measure(table(rows, column), "demo", "", row_runs).rows
+    assert [row.state for row in results] == ["not run", "not run"]
     runs.write_json(gone.folder / "failed.json", {"reason": "NaN", "kind": "diverged"})
-    ratio, never = measured.measure(table(rows, column), "demo", "", wanted).rows
+    ratio, never = measured.measure(table(rows, column), "demo", "", row_runs).rows
     assert ratio.state == "measured"
     assert ratio.cells["ratio"].value == pytest.approx(6 / 2)
     assert ratio.tested == "epochs to a training error below 25%: a 6, bb 2"
@@ -186,14 +186,14 @@ def test_fewest_epochs_to_an_error_are_compared(make):
 
 def test_errors_after_some_epochs_are_those_that_the_training_logged(make):
     runs_made = []
-    for seed, (seen, test) in enumerate(((2.5, 4.0), (1.5, 3.0))):
+    for seed, (train_error, test_error) in enumerate(((2.5, 4.0), (1.5, 3.0))):
         run, _ = make("a", 0.2, seed)
-        told = run.read("result") | {"train_tested": 1000}
-        runs.write_json(run.folder / "result.json", told)
+        result = run.read("result") | {"train_tested": 1000}
+        runs.write_json(run.folder / "result.json", result)
         lines = [  # of 100 steps in 10 epochs
             {"step": 10, "test_top1_error": 50.0, "seen_top1_error": 60.0},
             # Two steps beside the end of the fifth epoch, as after whole steps.
-            {"step": 48 + 4 * seed, "test_top1_error": test, "seen_top1_error": seen},
+            {"step": 48 + 4 * seed, "test_top1_error": test_error, "seen_top1_error": train_error},
         ]
         run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         runs_made.append(run)
@@ -202,8 +202,8 @@ def test_errors_after_some_epochs_are_those_that_the_training_logged(make):
         Column("test", "test error", "%", "test"),
     )
     rows = [Row(f"{n}", {"test": number(3.5)}, AfterEpochs(Net("a"), n)) for n in (1.0, 5.0, 7.0)]
-    wanted = {row.name: RowRuns({0: ((runs_made[0],),)}) for row in rows}
-    first, fifth, seventh = measured.measure(table(rows, *columns), "demo", "", wanted).rows
+    row_runs = {row.name: RowRuns({0: ((runs_made[0],),)}) for row in rows}
+    first, fifth, seventh = measured.measure(table(rows, *columns), "demo", "", row_runs).rows
     assert (first.cells["train"].value, first.cells["test"].value) == (60.0, 50.0)
     assert (fifth.cells["train"].value, fifth.cells["train"].n) == (2.5, 1000)
     assert (fifth.cells["test"].value, fifth.cells["test"].n) == (4.0, N)
@@ -225,16 +225,16 @@ def test_counts_need_no_run():
 
 
 def test_agreement_is_over_rows_with_both_figures(make):
-    rows, wanted, errors = [], {}, []
+    rows, row_runs, errors = [], {}, []
     printed = (10.0, 20.0, 30.0, 15.0)
     for i, (value, error) in enumerate(zip(printed, (0.1, 0.3, 0.2, 0.5), strict=True)):
         run, posteriors = make("a" * (i + 1), error)
         rows.append(Row(f"r{i}", {"top1": number(value)}, Error((Net("a"),))))
-        wanted[f"r{i}"] = RowRuns({0: ((run,),)})
+        row_runs[f"r{i}"] = RowRuns({0: ((run,),)})
         errors.append(percent_wrong(posteriors))
     rows.append(Row("others", {"top1": number(1.0)}))
-    wanted["others"] = RowRuns(state="printed only")
-    result = measured.measure(table(rows), "demo", "", wanted)
+    row_runs["others"] = RowRuns(state="printed only")
+    result = measured.measure(table(rows), "demo", "", row_runs)
     assert set(result.agreement) == {"top1"}
     assert result.agreement["top1"].rows == 4
     expected = stats.kendalltau(printed, errors).statistic
@@ -242,19 +242,19 @@ def test_agreement_is_over_rows_with_both_figures(make):
 
 
 def test_overlap_is_one_for_the_same_posteriors(make):
-    rows, wanted, posteriors = [], {}, []
+    rows, row_runs, posteriors = [], {}, []
     for name in ("a", "bb"):
         run, p = make(name, 0.4)
         rows.append(Row(name, {}, Error((Net(name),))))
-        wanted[name] = RowRuns({0: ((run,),)})
+        row_runs[name] = RowRuns({0: ((run,),)})
         posteriors.append(p)
-    compared = [r.compared for r in measured.measure(table(rows), "demo", "", wanted).rows]
+    compared = [r.compared for r in measured.measure(table(rows), "demo", "", row_runs).rows]
     assert [ids.tolist() for ids, _ in compared] == [list(range(N))] * 2
-    found = measured.overlap([p for _, p in compared])
-    assert np.diag(found) == pytest.approx(1)
+    overlaps = measured.overlap([p for _, p in compared])
+    assert np.diag(overlaps) == pytest.approx(1)
     expected = np.minimum(*posteriors).sum(axis=1).mean()
-    assert found[0, 1] == pytest.approx(expected, abs=1e-3)
-    assert found[0, 1] == found[1, 0]
+    assert overlaps[0, 1] == pytest.approx(expected, abs=1e-3)
+    assert overlaps[0, 1] == overlaps[1, 0]
 
 
 def test_scales_keep_their_ratio_to_the_crop():

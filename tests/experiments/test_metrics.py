@@ -60,23 +60,23 @@ def devkit(scores, targets, kind, exact=False):
 @pytest.mark.parametrize("kind", ["eleven_points", "all_points"])
 def test_average_precision_is_the_devkits(kind, seed):
     scores, targets = made(seed)
-    got = average_precision(scores, targets, kind)
-    assert got == pytest.approx(devkit(scores, targets, kind, exact=True), abs=1e-10)
+    ap = average_precision(scores, targets, kind)
+    assert ap == pytest.approx(devkit(scores, targets, kind, exact=True), abs=1e-10)
     if (targets == 1).sum() % 10:  # else recalls may equal 0.3, but for their rounding
-        assert got == pytest.approx(devkit(scores, targets, kind), abs=1e-10)
+        assert ap == pytest.approx(devkit(scores, targets, kind), abs=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("kind", ["eleven_points", "all_points"])
 def test_ties_are_as_the_devkit_has_negatives_first_and_never_higher(kind, seed):
     scores, targets = made(seed, levels=6)
-    got = average_precision(scores, targets, kind)
+    ap = average_precision(scores, targets, kind)
     last = np.argsort(targets == 1, kind="stable")
     worst = devkit(scores[last], targets[last], kind, exact=True)
-    assert got == pytest.approx(worst, abs=1e-10)
+    assert ap == pytest.approx(worst, abs=1e-10)
     mixed = np.random.default_rng(seed).permutation(len(scores))
-    assert average_precision(scores[mixed], targets[mixed], kind) == got
-    assert devkit(scores[mixed], targets[mixed], kind, exact=True) >= got - 1e-10
+    assert average_precision(scores[mixed], targets[mixed], kind) == ap
+    assert devkit(scores[mixed], targets[mixed], kind, exact=True) >= ap - 1e-10
 
 
 @pytest.mark.parametrize("levels", [None, 6])
@@ -85,9 +85,9 @@ def test_without_interpolation_it_is_scikit_learns(seed, levels):
     scores, targets = made(seed, levels=levels)
     counted = targets >= 0
     expected = 100 * average_precision_score(targets[counted], scores[counted])
-    got = average_precision(scores, targets, "none")
-    assert got == pytest.approx(expected, abs=1e-10)
-    assert average_precision(scores, targets) >= got - 1e-10
+    ap = average_precision(scores, targets, "none")
+    assert ap == pytest.approx(expected, abs=1e-10)
+    assert average_precision(scores, targets) >= ap - 1e-10
 
 
 def test_recalls_that_reach_a_tenth_exactly_count_as_reaching_it():
@@ -115,8 +115,8 @@ def test_recalls_that_reach_a_tenth_exactly_count_as_reaching_it():
 )
 def test_average_precision_of_small_rankings(targets, eleven, every, none):
     scores = -np.arange(float(len(targets)))
-    found = [average_precision(scores, targets, kind) for kind in KINDS]
-    assert found == pytest.approx([100 * eleven, 100 * every, 100 * none])
+    results = [average_precision(scores, targets, kind) for kind in KINDS]
+    assert results == pytest.approx([100 * eleven, 100 * every, 100 * none])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -193,8 +193,8 @@ def test_classes_that_are_not_there_are_refused(predicted, labels, told):
 
 
 def test_splits_are_summed_up_by_mean_and_sample_deviation():
-    found = over_seeds([91.0, 93.0, 92.0])
-    assert (found.mean, found.deviation) == (pytest.approx(92), pytest.approx(1))
+    summary = over_seeds([91.0, 93.0, 92.0])
+    assert (summary.mean, summary.deviation) == (pytest.approx(92), pytest.approx(1))
 
 
 # ------------------------------------------------------------------------------- splits
@@ -220,9 +220,11 @@ def test_split_without_a_limit_tests_on_all_others():
 
 
 def test_split_depends_on_seed_and_labels_alone():
-    first, again, other = (random_split(LABELS, CLASSES, 5, seed=seed)[0] for seed in (7, 7, 8))
+    first, again, other_seed = (
+        random_split(LABELS, CLASSES, 5, seed=seed)[0] for seed in (7, 7, 8)
+    )
     np.testing.assert_array_equal(first, again)
-    assert set(first) != set(other)
+    assert set(first) != set(other_seed)
     # Written down: random words are Philox's, the same in every version of NumPy.
     train, test = random_split(np.array([0, 1] * 5), ("a", "b"), 2, seed=1, test_per_class=1)
     ranks = np.random.Philox(key=1).random_raw(10)
