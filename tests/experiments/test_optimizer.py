@@ -133,20 +133,20 @@ def rates(c, total):
 
 def test_steps_divide_at_the_milestones_and_a_cosine_ends_near_zero():
     # ResNet on CIFAR-10: 0.1, /10 at 32k and 48k of 64k iterations.
-    found = rates(config(schedule__lr=0.1), 64)
-    np.testing.assert_allclose(found, [0.1] * 32 + [0.01] * 16 + [0.001] * 16)
-    found = rates(config(schedule__kind="cosine", schedule__lr=1.0), 100)
-    np.testing.assert_allclose(found, (1 + np.cos(np.pi * np.arange(100) / 100)) / 2)
+    learning_rates = rates(config(schedule__lr=0.1), 64)
+    np.testing.assert_allclose(learning_rates, [0.1] * 32 + [0.01] * 16 + [0.001] * 16)
+    learning_rates = rates(config(schedule__kind="cosine", schedule__lr=1.0), 100)
+    np.testing.assert_allclose(learning_rates, (1 + np.cos(np.pi * np.arange(100) / 100)) / 2)
 
 
 def test_warmups_reach_the_rate():
     warm = {"schedule__lr": 3.2, "schedule__warmup_lr": 0.1}
     linear = {"schedule__warmup": "linear", "schedule__warmup_steps": 10}
-    found = rates(config(schedule__kind="constant", **warm, **linear), 12)
-    np.testing.assert_allclose(found, [*np.linspace(0.1, 3.2, 11), 3.2])
+    learning_rates = rates(config(schedule__kind="constant", **warm, **linear), 12)
+    np.testing.assert_allclose(learning_rates, [*np.linspace(0.1, 3.2, 11), 3.2])
     constant = {"schedule__warmup": "constant", "schedule__warmup_steps": 3}
-    found = rates(config(schedule__milestones=(0.5,), **warm, **constant), 12)
-    np.testing.assert_allclose(found, [0.1] * 3 + [3.2] * 3 + [0.32] * 6)
+    learning_rates = rates(config(schedule__milestones=(0.5,), **warm, **constant), 12)
+    np.testing.assert_allclose(learning_rates, [0.1] * 3 + [3.2] * 3 + [0.32] * 6)
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear"])
@@ -162,12 +162,12 @@ def test_warmup_until_error_ends_at_its_part_of_the_training_at_latest():
     schedule = optimizer.Schedule(
         config(schedule__warmup="until_error", schedule__warmup_part=0.02), 100
     )
-    found = []
+    learning_rates = []
     for step in range(4):
-        found.append(schedule.rate(step))
+        learning_rates.append(schedule.rate(step))
         if schedule.watches_every_step:
             schedule.observe_training(step, 90.0)
-    assert found == [0.01, 0.01, 0.1, 0.1]
+    assert learning_rates == [0.01, 0.01, 0.1, 0.1]
 
 
 def test_warmup_until_error_ends_once_training_is_below_it():
@@ -190,11 +190,11 @@ def test_warmup_until_error_ends_once_training_is_below_it():
 def test_plateau_divides_by_ten_at_most_three_times():
     c = config(schedule__kind="plateau", schedule__lr=0.01, schedule__patience=2)
     schedule = optimizer.Schedule(c, 1000)
-    found, improved = [], []
+    learning_rates, improved = [], []
     for error in (50, 40, 45, 40, 39, 39, 39, 39, 39, 39, 39, 39):
         improved.append(schedule.observe_validation(float(error)))
-        found.append(schedule.rate(0))
-    drops = [round(np.log10(0.01 / rate)) for rate in found]
+        learning_rates.append(schedule.rate(0))
+    drops = [round(np.log10(0.01 / rate)) for rate in learning_rates]
     assert drops == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3]
     assert [i for i, better in enumerate(improved) if better] == [0, 1, 4]
 

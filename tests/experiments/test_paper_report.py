@@ -52,8 +52,8 @@ def write_run(folder, architecture, row, seed, depth, error, *, logged=True, ful
     if full:
         return run
     result = {k: v for k, v in run.result.items() if k not in ("seconds", "devices", "finished")}
-    told = {k: v for k, v in run.run.items() if k not in ("seed_from", "versions")}
-    return replace(run, run=told | {"config": {"model": config["model"]}}, result=result)
+    record = {k: v for k, v in run.run.items() if k not in ("seed_from", "versions")}
+    return replace(run, run=record | {"config": {"model": config["model"]}}, result=result)
 
 
 def posteriors(seed, mixed):
@@ -126,9 +126,9 @@ def vgg_table(folder):
 def residual_table(folder):
     """Of several seeds, one of a row's missing; with a column that nobody else can measure."""
     rows = []
-    errors = {"plain": (9.0, 9.5, 12.0), "ResNet": (8.75, 7.2, 6.61)}
-    for family, found in errors.items():
-        for depth, error in zip((20, 32, 56), found, strict=True):
+    printed_errors = {"plain": (9.0, 9.5, 12.0), "ResNet": (8.75, 7.2, 6.61)}
+    for family, errors in printed_errors.items():
+        for depth, error in zip((20, 32, 56), errors, strict=True):
             arch = f"cifar_{'plain' if family == 'plain' else 'resnet'}:{depth}"
             runs = [
                 write_run(
@@ -139,8 +139,8 @@ def residual_table(folder):
             ]
             cells = {"top1": printed(f"{error:.2f}", 0.16), "test5": printed("7.3")}
             row = Row(f"{family}-{depth}", cells, Error((Net(f"{family}-{depth}"),)), runs=3)
-            found_here = {"top1": several_seeds(2 * error)}
-            rows.append(measured_row(row, found_here, runs, tested="center"))
+            measured_cells = {"top1": several_seeds(2 * error)}
+            rows.append(measured_row(row, measured_cells, runs, tested="center"))
     rows[-1] = replace(rows[-1], state="partly", reason="3 of 5 seeds; run x was not tested so")
     row = Row(
         "plain-56 less plain-20",
@@ -200,7 +200,7 @@ def terminal(result, width, tty=True):
 
 
 def figures_of(result):
-    """(row, column) -> (printed, measured, low, high), None for what there is not."""
+    """(row, column) -> (printed, measured, low, high, deviation), None for what there is not."""
     return {
         (row.row.name, column.key): (
             row.row.printed[column.key].value if column.key in row.row.printed else None,
@@ -225,14 +225,18 @@ def test_csv_holds_the_printed_and_measured_figures_unrounded(results, written):
         assert len(lines) == len(expected)
         for line in lines:
             keys = ("printed", "measured", "low", "high", "deviation")
-            found = tuple(float(line[key]) if line[key] else None for key in keys)
-            assert found == expected[line["row"], line["column"]]
-            one, two = found[:2]
+            values = tuple(float(line[key]) if line[key] else None for key in keys)
+            assert values == expected[line["row"], line["column"]]
+            printed_value, measured_value = values[:2]
             bound = line["printed_text"].startswith(">")
-            less = two - one if one is not None and two is not None and not bound else None
-            assert (float(line["difference"]) if line["difference"] else None) == less
+            difference = (
+                measured_value - printed_value
+                if printed_value is not None and measured_value is not None and not bound
+                else None
+            )
+            assert (float(line["difference"]) if line["difference"] else None) == difference
             assert (line["profile"], line["about"]) == (PROFILE, ABOUT)
-            assert (line["seeds"] == "") == (two is None)
+            assert (line["seeds"] == "") == (measured_value is None)
 
 
 def test_json_holds_the_same_figures_and_where_they_come_from(results, written):
@@ -240,9 +244,9 @@ def test_json_holds_the_same_figures_and_where_they_come_from(results, written):
         table = json.loads(written[f"{result.table.name}/json"].read_text())
         assert (table["profile"], table["dataset"]) == (PROFILE, result.table.dataset)
         expected = figures_of(result)
-        for row, of in zip(table["rows"], result.rows, strict=True):
-            assert row["state"] == of.state
-            assert row["runs"] == [run.folder.name for run in of.runs]
+        for row, row_result in zip(table["rows"], result.rows, strict=True):
+            assert row["state"] == row_result.state
+            assert row["runs"] == [run.folder.name for run in row_result.runs]
             assert set(row["runs"]) <= set(table["runs"])
             for key, cell in row["cells"].items():
                 figures = (
@@ -264,18 +268,18 @@ def test_json_holds_the_same_figures_and_where_they_come_from(results, written):
 
 def test_provenance_multiplies_out_what_a_run_cost(tmp_path):
     run = write_run(tmp_path / "vgg-A-1", "vgg:A", "A 256", 1, 11, 4.0)
-    found = provenance(run)
-    assert found["device_seconds"] == 2 * run.result["seconds"]  # on 2 devices
-    assert found["images"] == 80 * 32
-    assert found["training_macs"] == 3 * 11 * 690_000 * 80 * 32
-    assert (found["commit"], found["seed"]) == ("12ab34c", 1)
+    record = provenance(run)
+    assert record["device_seconds"] == 2 * run.result["seconds"]  # on 2 devices
+    assert record["images"] == 80 * 32
+    assert record["training_macs"] == 3 * 11 * 690_000 * 80 * 32
+    assert (record["commit"], record["seed"]) == ("12ab34c", 1)
 
 
 def test_a_run_that_tells_less_of_itself_has_blanks(tmp_path, results):
     run = write_run(tmp_path / "runs" / "x-1", "vgg:A", "A 256", 1, 11, 4.0, full=False)
-    found = provenance(run)
+    record = provenance(run)
     keys = ("device_seconds", "images", "training_macs", "commit", "versions", "seconds")
-    assert [found[key] for key in keys] == [None] * 6
+    assert [record[key] for key in keys] == [None] * 6
     row = replace(results[1].rows[0], runs=(run,))
     result = replace(results[1], rows=(row, *results[1].rows[1:]))
     assert "x-1" in write_report([result], tmp_path / "report")["report"].read_text()
@@ -290,26 +294,33 @@ def number(text):
 
 def parts(text):
     """(measured, deviation, low, high) of a measured figure for people."""
-    found = (
+    match = (
         re.fullmatch(r"(\S+)(?: ± (\S+))?(?:(?: |<br>)\[(\S+), (\S+)\])?", text) if text else None
     )
-    return tuple(map(number, found.groups(default=""))) if found else (None,) * 4
+    return tuple(map(number, match.groups(default=""))) if match else (None,) * 4
 
 
 def check_line(name, cells, expected, digits):
     """The cells of a line for people are the rounded figures of a row."""
     for key, (shown_printed, shown, shown_difference) in cells.items():
-        wanted = expected[name, key]
+        unrounded = expected[name, key]
         text = re.sub(r"(?: |<br>)± .*", "", shown_printed)
-        assert number(text.lstrip(">")) == wanted[0]
+        assert number(text.lstrip(">")) == unrounded[0]
         value, deviation, low, high = parts(shown)
-        pairs = ((value, wanted[1]), (low, wanted[2]), (high, wanted[3]), (deviation, wanted[4]))
-        for one, two in pairs:
-            assert one == (None if two is None else pytest.approx(two, abs=0.51 * 10**-digits))
-        less = None
-        if wanted[0] is not None and wanted[1] is not None:
-            less = pytest.approx(wanted[1] - wanted[0], abs=0.51 * 10**-digits)
-        assert number(shown_difference) == less
+        pairs = (
+            (value, unrounded[1]),
+            (low, unrounded[2]),
+            (high, unrounded[3]),
+            (deviation, unrounded[4]),
+        )
+        for shown_figure, figure in pairs:
+            assert shown_figure == (
+                None if figure is None else pytest.approx(figure, abs=0.51 * 10**-digits)
+            )
+        difference = None
+        if unrounded[0] is not None and unrounded[1] is not None:
+            difference = pytest.approx(unrounded[1] - unrounded[0], abs=0.51 * 10**-digits)
+        assert number(shown_difference) == difference
 
 
 def markdown_rows(text):
@@ -378,10 +389,10 @@ def test_latex_holds_the_same_figures_in_as_many_cells_as_the_table_has_columns(
     assert format_of == "lrrrrrr"
     assert {len(row) for row in rows} == {7}
     assert rows[4][0] == "E, S=[256;512] (on request, about 3:10:00 here)"
-    for (name, *cells), of in zip(rows, results[1].rows, strict=True):
-        assert name.startswith(of.row.name)
-        found = {"top1": tuple(cells[:3]), "top5": tuple(cells[3:])}
-        check_line(of.row.name, found, figures_of(results[1]), 1)
+    for (name, *cells), row_result in zip(rows, results[1].rows, strict=True):
+        assert name.startswith(row_result.row.name)
+        by_column = {"top1": tuple(cells[:3]), "top5": tuple(cells[3:])}
+        check_line(row_result.row.name, by_column, figures_of(results[1]), 1)
 
 
 @pytest.mark.parametrize("name", ["vgg-2", "vgg-3", "residual-6"])
@@ -513,14 +524,14 @@ def test_agreement_says_whether_its_interval_excludes_zero(results, found, words
 
 def every_text(result, written):
     """What a reader sees of a table, by form."""
-    found = {
+    texts = {
         form: written[f"{result.table.name}/{form}"].read_text() for form in ("markdown", "csv")
     }
-    found["latex"] = undone(written[f"{result.table.name}/latex"].read_text())
-    found["json"] = json.dumps(json.loads(written[f"{result.table.name}/json"].read_text()))
-    found["terminal"] = " ".join(terminal(result, 100).split())
-    found["pipe"] = " ".join(terminal(result, 40, tty=False).split())
-    return found
+    texts["latex"] = undone(written[f"{result.table.name}/latex"].read_text())
+    texts["json"] = json.dumps(json.loads(written[f"{result.table.name}/json"].read_text()))
+    texts["terminal"] = " ".join(terminal(result, 100).split())
+    texts["pipe"] = " ".join(terminal(result, 40, tty=False).split())
+    return texts
 
 
 def test_every_form_names_profile_data_printed_data_and_source(results, written):
@@ -542,8 +553,8 @@ def test_a_demo_names_the_papers_data_as_what_is_printed_only(results, written):
     for text in texts:
         if text.startswith("table,"):  # its columns are named
             continue
-        for found in re.finditer(PRINTED_SET, text):
-            assert re.search(r"[Pp]rinted(: | \()$", text[: found.start()])
+        for match in re.finditer(PRINTED_SET, text):
+            assert re.search(r"[Pp]rinted(: | \()$", text[: match.start()])
     assert "dataset" in json.loads(written["vgg-3/json"].read_text())
 
 
@@ -596,14 +607,14 @@ def test_figures_are_svg_that_loads_nothing_and_names_the_profile(written):
 
 def test_points_are_the_rows_of_one_net_and_lines_are_what_their_names_say(results):
     vgg, residual = results[1:]
-    found = figures.grouped(figures.points(vgg, TOP1))
-    assert {name: [p.name for p in of] for name, of in found.items()} == {
+    groups = figures.grouped(figures.points(vgg, TOP1))
+    assert {name: [p.name for p in group] for name, group in groups.items()} == {
         "S=256": [f"{name}, S=256" for name, *_ in VGG]
     }
-    found = figures.grouped(figures.points(residual, TOP1))
-    assert [p.costs["depth"] for p in found["plain"]] == [20, 32, 56]
-    assert [p.measured.value for p in found["ResNet"]] == [17.5, 14.4, 13.22]
-    assert [p.printed for p in found["ResNet"]] == [8.75, 7.2, 6.61]
+    groups = figures.grouped(figures.points(residual, TOP1))
+    assert [p.costs["depth"] for p in groups["plain"]] == [20, 32, 56]
+    assert [p.measured.value for p in groups["ResNet"]] == [17.5, 14.4, 13.22]
+    assert [p.printed for p in groups["ResNet"]] == [8.75, 7.2, 6.61]
 
 
 def test_drawn_points_are_the_measured_and_printed_errors(results):
@@ -650,9 +661,11 @@ def test_no_two_ticks_of_a_cost_read_the_same():
 
 
 def test_each_net_has_one_curve_though_tables_and_seeds_share_it(results):
-    found = [figures.architecture(run) for _, run in figures.curve_runs([*results, *results])]
-    assert sorted(found) == sorted(set(found))
-    assert len(found) == 4 + 6
+    architectures = [
+        figures.architecture(run) for _, run in figures.curve_runs([*results, *results])
+    ]
+    assert sorted(architectures) == sorted(set(architectures))
+    assert len(architectures) == 4 + 6
     assert {run.run["seed"] for _, run in figures.curve_runs(results)} == {0}
     sides = figures.plot_curves(results)[1].canvas.axes[0]
     assert [axes.get_title(loc="left")[:5] for axes in sides] == ["Plain", "Resid"]
@@ -678,10 +691,10 @@ def test_heat_map_holds_the_overlap_of_every_two_nets(results, written):
     rows = [row for result in results for row in result.rows if row.compared is not None]
     texts = svg_text(written["figures/alike"].read_text())
     assert len(rows) == 10
-    for i, one in enumerate(rows):
-        assert any(text.startswith(one.row.name) for text in texts)
-        for two in rows[:i]:
-            alike = 1 - np.abs(one.compared[1] - two.compared[1]).sum(axis=1).mean() / 2
+    for i, first in enumerate(rows):
+        assert any(text.startswith(first.row.name) for text in texts)
+        for second in rows[:i]:
+            alike = 1 - np.abs(first.compared[1] - second.compared[1]).sum(axis=1).mean() / 2
             assert f"{alike:.2f}" in texts
 
 
@@ -713,11 +726,11 @@ def page(request, written, tmp_path_factory):
 
 
 def test_page_is_balanced_html_whose_every_reference_is_in_it(page):
-    found = Page(page)
-    assert len(found.ids) == len(set(found.ids))
-    for reference in found.references:
+    parsed = Page(page)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    for reference in parsed.references:
         assert reference.startswith("#")
-        assert reference[1:] in found.ids
+        assert reference[1:] in parsed.ids
     for loading in ("@import", "@font-face", "http:", "https:"):
         assert loading not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
 
@@ -759,8 +772,8 @@ def test_writing_again_gives_the_same_bytes_and_leaves_no_stale_figure(results, 
     again = write_report(results, tmp_path)
     assert {name: path.read_bytes() for name, path in again.items()} == first
     write_report(results[:2], tmp_path)
-    left = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert left == {"errors-vgg-3.svg", "curves.svg", "alike.svg"}
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {"errors-vgg-3.svg", "curves.svg", "alike.svg"}
     assert not list(tmp_path.rglob("*.partial"))
 
 

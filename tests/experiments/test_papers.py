@@ -69,11 +69,11 @@ def study(name, profile):
     return configs.read(f"{name}:profile={profile}")
 
 
-def resolved(name, profile, row):
+def resolved(name, profile, row_name):
     """The config of a row of a study."""
-    found = study(name, profile)
-    (one,) = [r for r in found.rows if r.name == row]
-    return found.config_of(one)
+    definition = study(name, profile)
+    (row,) = [row for row in definition.rows if row.name == row_name]
+    return definition.config_of(row)
 
 
 def every_table():
@@ -131,12 +131,12 @@ def test_every_net_is_a_row_of_its_study_in_every_profile(profile):
 
 
 def test_every_row_of_the_papers_studies_is_in_a_table():
-    wanted = {(name, net.row) for p in PROFILES for *_, net, name in every_net(p)}
-    wanted |= {  # what seeds a row that is in a table
+    used = {(name, net.row) for p in PROFILES for *_, net, name in every_net(p)}
+    used |= {  # what seeds a row that is in a table
         (name, row.seed_from) for name in STUDIES for row in study(name, "paper").rows
     }
     rows = {(name, row.name) for name in STUDIES for row in study(name, "paper").rows}
-    assert not rows - wanted
+    assert not rows - used
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -148,8 +148,8 @@ def test_every_net_can_be_tested_as_its_table_says(profile):
             sides = (int(Q) for Q in scales.split(","))
             crop = config.data.image_size
             scales = ",".join(str(crops.in_ratio(Q, crop, table.crop)) for Q in sides)
-        found = protocols.resolve(net.protocol, config, scales)
-        assert found, f"{table.name}, {row.name}"
+        passes = protocols.resolve(net.protocol, config, scales)
+        assert passes, f"{table.name}, {row.name}"
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +185,11 @@ def test_every_row_can_be_trained_on_the_images_of_its_profile(name, profile, fo
             image_size=config.data.image_size,
             **configs.builder_options(config.model),
         )
-        found = opened(config.data, folder)
-        if found is None:  # digits stand in: whether the view is one of sets on the device
+        opened_data = opened(config.data, folder)
+        if opened_data is None:  # digits stand in: whether the view is one of sets on the device
             config.data.update(mirror=False, frame=0)
-            found = dataclasses.replace(data_lib.open_data(small), train=50_000)
-        data_lib.check(config, found)
+            opened_data = dataclasses.replace(data_lib.open_data(small), train=50_000)
+        data_lib.check(config, opened_data)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -207,13 +207,13 @@ def test_profiles_are_of_the_images_they_say_and_the_paper_is_at_full_width(name
 
 def result_files():
     """The CSVs of results, and the lines of each."""
-    found = {}
+    files = {}
     for path in sorted(FOLDER.glob("*.csv")):
         with path.open(newline="") as lines:
             rows = list(csv.DictReader(lines))
         if "metric" in rows[0]:
-            found[path.stem] = rows
-    return found
+            files[path.stem] = rows
+    return files
 
 
 def as_printed(line):
@@ -229,28 +229,28 @@ def test_every_printed_figure_is_a_line_of_a_csv():
     lines = {(value, float(std) if std else None, *rest) for value, std, *rest in lines}
     for table in every_table():
         for row in table.rows:
-            for found in row.printed.values():
-                told = (found.text.lstrip("<>"), found.std, found.source, found.note)
-                assert told in lines, f"{table.name}, {row.name}: {found}"
-                number = found.text.removeprefix("about").strip().lstrip("<>")
-                assert found.value == float(number)
+            for printed in row.printed.values():
+                entry = (printed.text.lstrip("<>"), printed.std, printed.source, printed.note)
+                assert entry in lines, f"{table.name}, {row.name}: {printed}"
+                number = printed.text.removeprefix("about").strip().lstrip("<>")
+                assert printed.value == float(number)
 
 
 @pytest.mark.parametrize("file", result_files())
 def test_every_line_of_a_csv_is_in_a_table_or_left_out_with_a_reason(file):
     paper = {"dannet": "dan_net"}.get(file.split("_")[0], file.split("_")[0])
-    told = Counter(
-        (found.text.lstrip("<>"), found.source, found.note)
+    counts = Counter(
+        (printed.text.lstrip("<>"), printed.source, printed.note)
         for table in every_table()
         if table.paper == paper
         for row in table.rows
-        for found in row.printed.values()
+        for printed in row.printed.values()
     )
     for line in result_files()[file]:
         value, _, *where = as_printed(line)
         if not is_left_out(file, line):
-            assert told[(value, *where)], f"{file}: {line}"
-            told[(value, *where)] -= 1
+            assert counts[(value, *where)], f"{file}: {line}"
+            counts[(value, *where)] -= 1
 
 
 def test_lines_that_are_left_out_are_there_and_have_a_reason():
@@ -260,9 +260,9 @@ def test_lines_that_are_left_out_are_there_and_have_a_reason():
         assert any(line[column] == value for line in files[file]), (file, value)
 
 
-def figure(table, row, column):
-    (found,) = [r for r in papers.tables()[table].rows if r.name == row]
-    return found, found.printed[column]
+def figure(table, row_name, column):
+    (row,) = [row for row in papers.tables()[table].rows if row.name == row_name]
+    return row, row.printed[column]
 
 
 @pytest.mark.parametrize(
@@ -281,10 +281,10 @@ def figure(table, row, column):
     ],
 )
 def test_figures_are_beside_the_nets_that_measure_them(table, row, column, text, std, nets):
-    found, printed = figure(table, row, column)
+    table_row, printed = figure(table, row, column)
     assert (printed.text, printed.std) == (text, std)
     if nets is not None:
-        assert [f"{n.row} {n.protocol} {n.members}" for n in found.nets] == nets
+        assert [f"{n.row} {n.protocol} {n.members}" for n in table_row.nets] == nets
 
 
 def test_differences_grow_where_the_paper_says_that_something_helps():
@@ -292,16 +292,16 @@ def test_differences_grow_where_the_paper_says_that_something_helps():
         assert isinstance(row.measured, Difference)
         assert row.measured.second.row == "two_gpu"
         assert row.measured.first.row != "two_gpu"
-        assert all(found.value > 0 for found in row.printed.values())
+        assert all(printed.value > 0 for printed in row.printed.values())
     rows = papers.tables()["alexnet-relu"].rows
     for row, divided in zip(rows, (False, True), strict=True):
         assert isinstance(row.measured, EpochsRatio)
         assert row.measured.error == 25.0
         for nets, activation in ((row.measured.slow, "tanh"), (row.measured.fast, "relu")):
-            found = [resolved("alexnet_cifar", "cifar", net.row) for net in nets]
-            assert {c.model.activation for c in found} == {activation}
-            assert {c.data.divide_by_std for c in found} == {divided}
-            assert len({c.schedule.lr for c in found}) == len(nets) == (4 if divided else 5)
+            net_configs = [resolved("alexnet_cifar", "cifar", net.row) for net in nets]
+            assert {c.model.activation for c in net_configs} == {activation}
+            assert {c.data.divide_by_std for c in net_configs} == {divided}
+            assert len({c.schedule.lr for c in net_configs}) == len(nets) == (4 if divided else 5)
     assert [row.printed["speed"].value for row in rows if row.printed] == [6.0]
 
 
@@ -334,8 +334,8 @@ def test_heads_are_of_a_tables_columns_and_tested_on_one_set_in_each_profile():
         on = row.measured.on
         assert set(on) == {column.key for column in table.columns if column.what in HEADS}
         for profile in PROFILES:
-            found = {key for key in on if row.measured.target(key, profile)}
-            assert found == (set(row.printed) if profile == "paper" else {"own"})
+            keys = {key for key in on if row.measured.target(key, profile)}
+            assert keys == (set(row.printed) if profile == "paper" else {"own"})
         for targets in on.values():
             meant = [profile for target in targets for profile in target.profiles]
             assert len(meant) == len(set(meant))
@@ -348,7 +348,9 @@ def test_heads_are_of_a_tables_columns_and_tested_on_one_set_in_each_profile():
 
 def test_recipes_of_features_are_the_papers():
     """Section B of arXiv:1409.1556: 20% held out are `transfer.HELD_OUT`."""
-    on = {key: one for key, (one, *_) in papers.tables()["vgg-11"].rows[-1].measured.on.items()}
+    targets = {
+        key: target for key, (target, *_) in papers.tables()["vgg-11"].rows[-1].measured.on.items()
+    }
     voc = ("256,384,512,640,768", "mean", None, None, 1)
     for key, expected in {
         "VOC-2007": voc,
@@ -356,11 +358,17 @@ def test_recipes_of_features_are_the_papers():
         "Caltech-101": ("256,384,512", "concatenate", 30, 50, 3),
         "Caltech-256": ("256,384,512", "concatenate", 60, None, 3),
     }.items():
-        t = on[key]
-        found = (t.scales, t.combine, t.train_per_class, t.test_per_class, t.splits)
-        assert found == expected, key
-    assert on["VOC-2007"].precision == "eleven_points"
-    assert on["VOC-2012"].precision == "all_points"
+        target = targets[key]
+        recipe = (
+            target.scales,
+            target.combine,
+            target.train_per_class,
+            target.test_per_class,
+            target.splits,
+        )
+        assert recipe == expected, key
+    assert targets["VOC-2007"].precision == "eleven_points"
+    assert targets["VOC-2012"].precision == "all_points"
     assert figure("vgg-11", "VGG Net-D & Net-E", "Caltech-256")[1].std == 0.3
 
 
@@ -368,10 +376,12 @@ def test_recipes_of_features_are_the_papers():
 def test_nets_of_some_classes_are_those_of_all_but_for_these(profile):
     classes = {"demo": 8, "cifar": 6}.get(profile, 0)
     for row in study("vgg_transfer", profile).rows:
-        found, whole = (resolved(name, profile, row.name) for name in ("vgg_transfer", "vgg"))
-        assert len(found.data.classes) == classes
-        found.data.classes = ()
-        assert found == whole
+        config, full_config = (
+            resolved(name, profile, row.name) for name in ("vgg_transfer", "vgg")
+        )
+        assert len(config.data.classes) == classes
+        config.data.classes = ()
+        assert config == full_config
 
 
 def test_counted_rows_name_networks():
@@ -423,8 +433,8 @@ def test_rates_of_the_older_papers_are_theirs():
         rates(google, (0, 7.9, 8, 16)), 0.01 * 0.96 ** np.array([0, 0, 1, 2])
     )
     dan = resolved("dan_net", "paper", "300 maps, 5%")
-    found = rates(dan, (0, 100, 499))
-    np.testing.assert_allclose(found, [1e-3, 1e-3 * 0.993**100, 3e-5], rtol=0.1)
+    dan_rates = rates(dan, (0, 100, 499))
+    np.testing.assert_allclose(dan_rates, [1e-3, 1e-3 * 0.993**100, 3e-5], rtol=0.1)
     lenet = rates(resolved("lenet", "paper", "LeNet-5"), (0, 2, 19))
     np.testing.assert_allclose(np.divide(lenet, lenet[0]), [1, 2 / 5, 1 / 50], rtol=0.3)
     nin = rates(resolved("nin", "paper", "CIFAR-10"), (0, 9.9))

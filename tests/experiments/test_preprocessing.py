@@ -94,9 +94,9 @@ def test_a_seeded_run_normalises_as_its_donor_did(kind, donor, folder):
     with run.lock():
         train.train(run, devices.mesh())
     images = train_images(folder / "dark.npz")
-    found = preprocessing.load(run.folder / preprocessing.FILE).normalise
-    np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(found.std, images.std(), rtol=1e-5)
+    normalise = preprocessing.load(run.folder / preprocessing.FILE).normalise
+    np.testing.assert_allclose(normalise.mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(normalise.std, images.std(), rtol=1e-5)
     tested = predictions.load(run.folder / "predictions" / "test-center.npz").posteriors
     with np.load(bright) as file:
         posteriors = classifier.load(run.folder)(file["test_images"])
@@ -108,8 +108,8 @@ def test_a_grown_network_computes_on_other_images_what_its_donor_does(donor, fol
     run = seeded(donor, bright, model__arch="cifar_resnet:14", seeding__kind="grow", seed=3)
     c = run.config()
     d = data.prepare(c, prep=preprocessing.inherited(run, c))
-    values, told = train._seeds(run, c, d)
-    assert f"normalised as {donor.id} did" in told
+    values, summary = train._seeds(run, c, d)
+    assert f"normalised as {donor.id} did" in summary
     params, stats = networks.initial(c, d.classes, d.channels)
     bones = networks.skeleton(c, d.classes, d.channels, train=False)
     net = bones.merge(*({n: values[n] for n in tree} for tree in (params, stats)))
@@ -124,9 +124,9 @@ def test_fit_takes_mean_and_deviation_anew(donor, folder):
     with run.lock():
         train.train(run, devices.mesh())
     images = train_images(folder / "bright.npz")
-    found = preprocessing.load(run.folder / preprocessing.FILE).normalise
-    np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(found.std, images.std(), rtol=1e-5)
+    normalise = preprocessing.load(run.folder / preprocessing.FILE).normalise
+    np.testing.assert_allclose(normalise.mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(normalise.std, images.std(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["per_channel", "per_pixel"])
@@ -144,13 +144,13 @@ def test_on_the_same_images_what_is_inherited_is_what_would_be_fitted(kind, fold
 def test_a_run_that_has_begun_needs_its_donor_no_more(donor, folder, tmp_path):
     copy = runs.Run(shutil.copytree(donor.folder, tmp_path / donor.id))
     run = seeded(copy, folder / "bright.npz", train__steps=3, seed=5)
-    seen = []
+    steps = []
     with run.lock(), pytest.raises(train.Interrupted):
         train.train(
             run,
             devices.mesh(),
-            on_event=lambda e: seen.append(e.get("step")),
-            stop=lambda: seen[-1] == 1,
+            on_event=lambda e: steps.append(e.get("step")),
+            stop=lambda: steps[-1] == 1,
         )
     shutil.rmtree(copy.folder)
     with run.lock():
@@ -250,9 +250,9 @@ SQUARE = {"data__view": "square", "data__S": (32, 32)}
     ],
 )
 def test_what_is_inherited(donor, overrides, stored, mean):
-    found = data.inherited(donor, encoded(**overrides), 3, stored)
-    np.testing.assert_array_equal(found.mean, np.asarray(mean, np.float32))
-    np.testing.assert_array_equal(found.std, donor.normalise.std)
+    inherited = data.inherited(donor, encoded(**overrides), 3, stored)
+    np.testing.assert_array_equal(inherited.mean, np.asarray(mean, np.float32))
+    np.testing.assert_array_equal(inherited.std, donor.normalise.std)
 
 
 @pytest.mark.parametrize(

@@ -20,35 +20,35 @@ BETWEEN = re.compile(r"(<!-- recorded -->\n).*?(<!-- /recorded -->)", re.DOTALL)
 
 def gallery() -> str:
     """What is recorded, as Markdown of docs/results.md; of curves, the points that are printed."""
-    known = papers.tables()
+    tables = papers.tables()
     lines = ["| table | row | profile | printed | recorded | seeds | epochs, batch |"]
     lines.append("|---|---|---|---:|---:|---:|---|")
-    for name in sorted(recorded.names(), key=list(known).index):
-        table = known[name]
+    for name in sorted(recorded.names(), key=list(tables).index):
+        table = tables[name]
         printed = {row.name: row.printed for row in table.rows}
         points = {row.name for row in table.rows if isinstance(row.measured, AfterEpochs)}
         for row, profiles in recorded.read(name).items():
-            for profile, found in profiles.items():
+            for profile, record in profiles.items():
                 for column in table.columns:
-                    cell = found["cells"].get(column.key)
+                    cell = record["cells"].get(column.key)
                     paper = printed[row].get(column.key)
                     if cell is None or (row in points and paper is None):
                         continue
-                    run = found["runs"][0]
+                    run = record["runs"][0]
                     length = f"{run['result']['epochs']:g}, {run['config']['train.batch_size']}"
                     figures = (
                         f"{paper.text if paper else ''} | {recorded.text(cell)} | {cell['seeds']}"
                     )
-                    what = f"{row}, {column.header} | {profile}"
-                    lines.append(f"| {name} | {what} | {figures} | {length} |")
+                    label = f"{row}, {column.header} | {profile}"
+                    lines.append(f"| {name} | {label} | {figures} | {length} |")
     return "\n".join(lines)
 
 
 def test_page_of_results_shows_what_is_recorded():
-    found = BETWEEN.search(PAGE.read_text("utf-8"))
-    assert found is not None
-    told = found.group(0).removeprefix(found.group(1)).removesuffix(found.group(2))
-    assert told == gallery() + "\n"
+    match = BETWEEN.search(PAGE.read_text("utf-8"))
+    assert match is not None
+    section = match.group(0).removeprefix(match.group(1)).removesuffix(match.group(2))
+    assert section == gallery() + "\n"
 
 
 @pytest.mark.parametrize("name", recorded.names())
@@ -59,15 +59,17 @@ def test_records_are_of_rows_that_are_there_and_agree_with_themselves(name):
     for row, profiles in recorded.read(name).items():
         assert row in rows
         assert set(profiles) <= set(recorded.PROFILES)
-    for found in (found for of in recorded.read(name).values() for found in of.values()):
-        assert found["cells"].keys() <= columns.keys()
-        for key, cell in found["cells"].items():
-            assert cell["seeds"] == len(found["runs"])
+    for record in (
+        record for profiles in recorded.read(name).values() for record in profiles.values()
+    ):
+        assert record["cells"].keys() <= columns.keys()
+        for key, cell in record["cells"].items():
+            assert cell["seeds"] == len(record["runs"])
             if columns[key].what == "top1":
-                errors = [run["result"]["top1_errors_count"] for run in found["runs"]]
+                errors = [run["result"]["top1_errors_count"] for run in record["runs"]]
                 mean = 100 * sum(errors) / len(errors) / cell["n"]
                 assert cell["value"] == pytest.approx(mean)
-        for run in found["runs"]:
+        for run in record["runs"]:
             assert run["starts"][0]["versions"]["commit"]
             assert not any(s["versions"]["commit"].endswith("-changed") for s in run["starts"])
             assert all(len(curve) <= recorded.POINTS for curve in run["curves"].values())
@@ -102,9 +104,9 @@ def test_a_finished_row_is_recorded_and_printed_at_once(demo, capsys):
     assert "(demo)" in shown
     assert cli.main([*demo, "--record"]) == 0
     assert capsys.readouterr().out == "resnet-6, ResNet-20: recorded\n"
-    found = recorded.read("resnet-6")["ResNet-20"]["demo"]
-    assert found["cells"]["top1"] == pytest.approx(measured)
-    (run,) = found["runs"]
+    record = recorded.read("resnet-6")["ResNet-20"]["demo"]
+    assert record["cells"]["top1"] == pytest.approx(measured)
+    (run,) = record["runs"]
     assert run["config"]["train.steps"] == 3
     assert [start["step"] for start in run["starts"]] == [0]
     assert run["starts"][0]["versions"] == runs.versions()
@@ -112,8 +114,10 @@ def test_a_finished_row_is_recorded_and_printed_at_once(demo, capsys):
     assert cli.main(["table", "resnet-6", "--recorded"]) == 0
     shown = capsys.readouterr().out
     assert f"{measured['value']:.2f} [{measured['low']:.2f}, {measured['high']:.2f}]" in shown
-    told = r"ResNet-20, profile demo: digits at 16 pixels, 0\.\d+ epochs of batches of 32; n = 500"
-    assert re.search(told, shown)
+    expected = (
+        r"ResNet-20, profile demo: digits at 16 pixels, 0\.\d+ epochs of batches of 32; n = 500"
+    )
+    assert re.search(expected, shown)
     assert cli.main(["table", "resnet-6", "--recorded", "--json"]) == 0
     (document,) = json.loads(capsys.readouterr().out)
     (row,) = (row for row in document["rows"] if row["runs"])
