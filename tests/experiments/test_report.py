@@ -69,9 +69,9 @@ def write_run(
     steps, per_epoch = 20 * epochs, 20
     lines = []
     for step in range(5, steps + 1, 5):
-        left = np.exp(-4 * step / steps * (2 if seeded else 1))
-        train_loss = loss + (2.3 - loss) * left + 0.05 * rng.random()
-        train_error = 100 * (error * 0.8 + (0.9 - error * 0.8) * left)
+        decay = np.exp(-4 * step / steps * (2 if seeded else 1))
+        train_loss = loss + (2.3 - loss) * decay + 0.05 * rng.random()
+        train_error = 100 * (error * 0.8 + (0.9 - error * 0.8) * decay)
         lines.append(
             {
                 "step": step,
@@ -83,7 +83,7 @@ def write_run(
             }
         )
         if step % per_epoch == 0:
-            val_error = 100 * (error + (0.9 - error) * left)
+            val_error = 100 * (error + (0.9 - error) * decay)
             lines.append(
                 {"step": step, "epoch": step // per_epoch, "val_loss": 1.0}
                 | {"val_top1_error": val_error}
@@ -228,9 +228,9 @@ def test_rows_without_a_result_have_a_state_and_no_figures(runs):
     assert by_name["vgg:C"]["state"] == "running"
     assert by_name["plain-110"]["state"] == "failed"
     assert "step 120" in by_name["plain-110"]["reason"]
-    known = {"profile", "study", "row", "architecture", "seed_from", "state", "reason", "seeds"}
+    filled = {"profile", "study", "row", "architecture", "seed_from", "state", "reason", "seeds"}
     for name in ("vgg:C", "plain-110", "vgg:C from A"):
-        figures = {key: by_name[name][key] for key in set(RAW) - known - {"seeds_asked"}}
+        figures = {key: by_name[name][key] for key in set(RAW) - filled - {"seeds_asked"}}
         assert set(figures.values()) == {None}
         assert by_name[name]["seeds"] == []
 
@@ -270,8 +270,8 @@ def test_table_of_one_seed_holds_result_json_and_wilson_intervals(runs):
             interval = stats.binomtest(result[f"top{k}_errors_count"], 500).proportion_ci(
                 method="wilson"
             )
-            found = (record[f"top{k}_low"], record[f"top{k}_high"])
-            assert found == pytest.approx((100 * interval.low, 100 * interval.high))
+            bounds = (record[f"top{k}_low"], record[f"top{k}_high"])
+            assert bounds == pytest.approx((100 * interval.low, 100 * interval.high))
             assert "Wilson" in record[f"top{k}_interval"]
 
 
@@ -294,8 +294,8 @@ def test_seeds_with_the_same_error_have_no_interval(tmp_path):
     for seed in range(3):
         runs[seed] = write_run(tmp_path / str(seed), "E", seed, 19, 0.91, 0.3 + 0.01 * seed)
         result = json.loads((runs[seed] / "result.json").read_text())
-        told = {"top1_errors_count": 455, "top1_error": 91.0}
-        (runs[seed] / "result.json").write_text(json.dumps(result | told))
+        errors = {"top1_errors_count": 455, "top1_error": 91.0}
+        (runs[seed] / "result.json").write_text(json.dumps(result | errors))
     results = collect([Row("s", "E", "vgg:E", runs, None, "finished")])
     (record,) = records_of(results)
     assert record["top1_error"] == 91.0
@@ -361,8 +361,12 @@ def test_names_are_the_same_in_markdown_as_in_the_json(tmp_path):
         if token.type == "td_open":
             cells.append("")
         elif token.type == "inline" and cells:
-            assert {each.type for each in token.children} <= {"text", "text_special", "html_inline"}
-            cells[-1] += "".join(each.content for each in token.children)
+            assert {child.type for child in token.children} <= {
+                "text",
+                "text_special",
+                "html_inline",
+            }
+            cells[-1] += "".join(child.content for child in token.children)
         elif token.type == "tr_close" and cells:
             shown.append(cells[0])
             cells = []
@@ -396,8 +400,8 @@ def test_terminal_at_100_columns_and_a_pipe_show_every_column(runs):
 
 
 def test_finding_of_one_seed_is_mcnemars_test_on_the_saved_posteriors(runs):
-    found = {finding.text.partition(" (")[0]: finding for finding in findings(collect(runs))}
-    finding = found["plain-56 against plain-20"]
+    by_pair = {finding.text.partition(" (")[0]: finding for finding in findings(collect(runs))}
+    finding = by_pair["plain-56 against plain-20"]
     by_name = {row.name: row for row in runs}
     deep, shallow = saved_wrong(by_name["plain-56"]), saved_wrong(by_name["plain-20"])
     only = int((deep & ~shallow).sum()), int((shallow & ~deep).sum())
@@ -464,17 +468,20 @@ def test_seeded_row_is_paired_with_the_scratch_row_of_its_settings(tmp_path):
         made(tmp_path, "E slow seeded", "vgg:E", 19, 0.05, 0.005, seeded="A"),
     ]
     results = collect(rows)
-    found = {f.figures["first"]: f for f in findings(results) if f.figures}
+    by_first = {f.figures["first"]: f for f in findings(results) if f.figures}
     by_name = {row.name: row for row in rows}
     for seeded, scratch in (("E seeded", "E"), ("E slow seeded", "E slow")):
-        finding = found[seeded]
+        finding = by_first[seeded]
         assert finding.figures["second"] == scratch
-        one, two = saved_wrong(by_name[seeded]), saved_wrong(by_name[scratch])
-        only = int((one & ~two).sum()), int((two & ~one).sum())
+        seeded_wrong, scratch_wrong = saved_wrong(by_name[seeded]), saved_wrong(by_name[scratch])
+        only = (
+            int((seeded_wrong & ~scratch_wrong).sum()),
+            int((scratch_wrong & ~seeded_wrong).sum()),
+        )
         expected = stats.binomtest(only[0], sum(only)).pvalue
         assert finding.figures["p_value"] == pytest.approx(expected)
         assert "differ in" not in finding.text
-    assert found["E seeded"].figures["p_value"] > 0.05  # against `E short` it is below 1e-80
+    assert by_first["E seeded"].figures["p_value"] > 0.05  # against `E short` it is below 1e-80
     axes = plot_seeding(results).axes[0, 0]
     shown = {round(float(line.get_ydata()[0]), 6) for line in axes.lines}
     names = ("E", "E seeded", "E slow", "E slow seeded")
@@ -496,9 +503,9 @@ def test_seeded_row_without_its_like_from_scratch_is_told_and_not_compared(tmp_p
     )
     assert plot_seeding(collect(rows)) is None
     run = rows[1].runs[0] / "run.json"
-    told = json.loads(run.read_text())
-    told["config"]["train"]["epochs"] = 12.0
-    run.write_text(json.dumps(told | {"data": "other images"}))
+    content = json.loads(run.read_text())
+    content["config"]["train"]["epochs"] = 12.0
+    run.write_text(json.dumps(content | {"data": "other images"}))
     (finding,) = findings(collect(rows))
     assert "data is other images there and None here" in finding.text
 
@@ -520,8 +527,8 @@ def test_two_learning_rates_of_one_architecture_are_both_shown(two_rates):
     assert len(error_axes.lines) == 4
     for line, first in zip(error_axes.lines, (0, 2, 4, 6), strict=True):
         assert line.get_xdata().tolist() == [8, 20]
-        wanted = [result_of(row)["top1_error"] for row in two_rates[first : first + 2]]
-        assert line.get_ydata() == pytest.approx(wanted)
+        expected = [result_of(row)["top1_error"] for row in two_rates[first : first + 2]]
+        assert line.get_ydata() == pytest.approx(expected)
     assert len({line.get_linestyle() for line in error_axes.lines[:2]}) == 2
     (svg,) = (figure.svg for figure in draw(results, PROFILE) if figure.name == "depth")
     labels = set(svg_text(svg))
@@ -653,13 +660,13 @@ def test_axes_say_that_they_are_logarithmic(runs):
 
 
 def test_titles_are_of_what_is_drawn(runs):
-    for some, alone, other in ((runs[:4], "plain", "residual"), (runs[4:8], "residual", "plain")):
-        depth, _, curves, _ = draw(collect(some), PROFILE)
-        assert depth.title == f"What depth does to {alone} nets"
-        assert curves.title == f"How {alone} nets train"
+    for rows, family, absent in ((runs[:4], "plain", "residual"), (runs[4:8], "residual", "plain")):
+        depth, _, curves, _ = draw(collect(rows), PROFILE)
+        assert depth.title == f"What depth does to {family} nets"
+        assert curves.title == f"How {family} nets train"
         for figure in (depth, curves):
             titles = [axes.get_title(loc="left") for axes in figure.canvas.axes.flat]
-            assert other not in " ".join([figure.canvas.caption, *titles]).lower()
+            assert absent not in " ".join([figure.canvas.caption, *titles]).lower()
     depth, vgg, curves, _ = draw(collect(runs), PROFILE)
     assert depth.title == "What depth does to plain and to residual nets"
     assert curves.title == "How plain and residual nets train"
@@ -757,14 +764,14 @@ def test_a_row_for_each_of_many_rates_has_labels_that_do_not_touch(tmp_path, rat
         made(tmp_path, f"{d} at {i}", f"cifar_resnet:{d}", d, 0.1 + 0.005 * i, 0.1 * (i + 1))
         for i, d in itertools.product(range(rates), (8, 20))
     ]
-    found = collect(rows)
-    for panel, labels in panels_of(found):
+    results = collect(rows)
+    for panel, labels in panels_of(results):
         assert len(labels) == min(rates, NETS)
         ends = sorted((label.y0, label.y1) for label in labels)
         assert all(below < above + 1 for (_, below), (above, _) in itertools.pairwise(ends))
         assert panel.y0 - 8 < ends[0][0]
         assert ends[-1][1] < panel.y1 + 8
-    drawn = plot_depth(found)
+    drawn = plot_depth(results)
     assert (f" Of {rates} lines {NETS} are drawn" in drawn.caption) == (rates > NETS)
     names = [name for *_, name, _ in drawn.end_labels]
     assert "residual, lr 0.3" in names or rates > NETS
@@ -773,8 +780,8 @@ def test_a_row_for_each_of_many_rates_has_labels_that_do_not_touch(tmp_path, rat
 
 def names_of(rows):
     """The names of the series of rows with the names of the rows in each."""
-    found = results_module.series(results_module.rows_of(collect(rows), "cifar_resnet"))
-    return {name: [row.name for row in group] for name, group in found.items()}
+    series = results_module.series(results_module.rows_of(collect(rows), "cifar_resnet"))
+    return {name: [row.name for row in group] for name, group in series.items()}
 
 
 def test_settings_of_one_last_part_are_told_in_full(tmp_path):
@@ -825,8 +832,12 @@ def test_a_series_has_each_depth_once(tmp_path):
         made(tmp_path, f"plain at {seed}", "cifar_plain:20", 20, 0.3, 0.1, seed=seed)
         for seed in (3, 4)
     ]
-    found = findings(collect([*seeds, *plain]))
-    pairs = [(one.figures["first"], one.figures["second"]) for one in found if one.figures]
+    all_findings = findings(collect([*seeds, *plain]))
+    pairs = [
+        (finding.figures["first"], finding.figures["second"])
+        for finding in all_findings
+        if finding.figures
+    ]
     assert pairs == [("plain at 3", "20 at 3"), ("plain at 4", "20 at 4")]
 
     chains = [
@@ -848,13 +859,13 @@ def test_labels_of_many_settings_make_their_figure_wider(tmp_path):
             made(tmp_path / note, f"{d}", f"cifar_resnet:{d}", d, 0.1, 0.1, data={"note": note})
             for note, d in itertools.product(notes, (8, 20))
         ]
-        found = collect(rows)
-        panels = [panel for panel, _ in panels_of(found)]
-        for panel, labels in panels_of(found):
-            assert panel.width > 1.5 * plot_depth(found).figure.dpi
-            right = [other.x0 for other in panels if other.x0 > panel.x0]
+        results = collect(rows)
+        panels = [panel for panel, _ in panels_of(results)]
+        for panel, labels in panels_of(results):
+            assert panel.width > 1.5 * plot_depth(results).figure.dpi
+            right = [neighbour.x0 for neighbour in panels if neighbour.x0 > panel.x0]
             assert all(label.x1 < min(right, default=np.inf) for label in labels)
-        canvas = plot_depth(found)
+        canvas = plot_depth(results)
         head(canvas, "A title", ["A line"])
         return canvas.figure.get_size_inches()[0]
 
@@ -875,14 +886,14 @@ def test_seeded_nets_at_many_values_have_labels_that_do_not_touch(tmp_path, rate
     canvas.figure.canvas.draw()
     (axes,) = canvas.axes
     assert len(axes) == min(rates, NETS) + 1
-    texts = [each.get_title("left") for each in axes[1:]]
+    texts = [panel.get_title("left") for panel in axes[1:]]
     assert texts[0] == "1: E from A, lr=0.000,\nmilestones=(0.5, 0.75):\ntraining loss"
-    titles = [each._left_title.get_window_extent() for each in axes[1:]]
-    assert all(one.x1 < two.x0 for one, two in itertools.pairwise(titles))
+    titles = [panel._left_title.get_window_extent() for panel in axes[1:]]
+    assert all(first.x1 < second.x0 for first, second in itertools.pairwise(titles))
     lowest_line = min(text.get_window_extent().y0 for text in canvas.figure.texts)
     assert max(title.y1 for title in titles) < lowest_line
     ticks = [label.get_window_extent() for label in axes[0].get_xticklabels()]
-    assert all(one.x1 < two.x0 for one, two in itertools.pairwise(ticks))
+    assert all(first.x1 < second.x0 for first, second in itertools.pairwise(ticks))
     assert (f" Of {rates} nets {NETS} are drawn" in canvas.caption) == (rates > NETS)
 
 

@@ -156,22 +156,22 @@ def test_find_takes_a_unique_part_of_the_id(config, tmp_path):
 
 
 def test_find_takes_study_and_row_of_status(config, tmp_path):
-    made = {}
+    by_row = {}
     for name, seed, rate in (("D", 0, 0.1), ("D", 2, 0.1), ("D seeded", 0, 0.2)):
         changed = configs.override(config, {"seed": seed, "schedule.lr": rate}, "test")
         run = runs.create(changed, "data", tmp_path, {"study": "vgg_depth", "row": name})
-        made[name, seed] = run
-    assert names.find_run("vgg_depth/D", tmp_path) == made["D", 0]
-    assert names.find_run("vgg_depth/D (seed 2)", tmp_path) == made["D", 2]
-    assert names.find_run("vgg_depth/D seeded", tmp_path) == made["D seeded", 0]
-    with pytest.raises(runs.RunError) as told:
-        names.find_run(made["D", 0].id[:-11], tmp_path)
-    assert "fits 3 runs" in str(told.value)
-    assert f"{made['D seeded', 0].id} (vgg_depth/D seeded)" in str(told.value)
-    assert names.find_run("D (seed 2)", tmp_path) == made["D", 2]
+        by_row[name, seed] = run
+    assert names.find_run("vgg_depth/D", tmp_path) == by_row["D", 0]
+    assert names.find_run("vgg_depth/D (seed 2)", tmp_path) == by_row["D", 2]
+    assert names.find_run("vgg_depth/D seeded", tmp_path) == by_row["D seeded", 0]
+    with pytest.raises(runs.RunError) as error:
+        names.find_run(by_row["D", 0].id[:-11], tmp_path)
+    assert "fits 3 runs" in str(error.value)
+    assert f"{by_row['D seeded', 0].id} (vgg_depth/D seeded)" in str(error.value)
+    assert names.find_run("D (seed 2)", tmp_path) == by_row["D", 2]
     assert set(names.find_runs(["vgg_depth/D (*", "D seeded"], tmp_path)) == {
-        made["D", 2],
-        made["D seeded", 0],
+        by_row["D", 2],
+        by_row["D seeded", 0],
     }
     with pytest.raises(runs.RunError, match="fits 3 runs; expected one"):
         names.find_run("vgg_depth/*", tmp_path)
@@ -190,9 +190,9 @@ def test_find_takes_study_and_row_of_status(config, tmp_path):
 )
 def test_unknown_study_names_those_there_are(tmp_path, studies, hint):
     labelled = [names.Labelled(tmp_path / str(k), name, "A") for k, name in enumerate(studies)]
-    with pytest.raises(runs.RunError) as told:
+    with pytest.raises(runs.RunError) as error:
         names.of_study("vgg_dept", labelled, tmp_path)
-    assert str(told.value) == f"no run in '{tmp_path}' belongs to the study 'vgg_dept'; {hint}"
+    assert str(error.value) == f"no run in '{tmp_path}' belongs to the study 'vgg_dept'; {hint}"
 
 
 def test_two_runs_of_one_row_are_told_by_id(config, tmp_path):
@@ -217,11 +217,11 @@ def test_damaged_result_is_told_and_is_no_finished_run(kind, config, tmp_path):
     run = runs.create(config, "data", tmp_path, {})
     content, words = BROKEN[kind]
     (run.folder / "result.json").write_bytes(content)
-    with pytest.raises(runs.RunError) as told:
+    with pytest.raises(runs.RunError) as error:
         run.read("result")
-    assert words in str(told.value)
-    assert str(run.folder / "result.json") in str(told.value)
-    assert state.of(run) == ("unreadable", str(told.value))
+    assert words in str(error.value)
+    assert str(run.folder / "result.json") in str(error.value)
+    assert state.of(run) == ("unreadable", str(error.value))
 
 
 @pytest.mark.parametrize("kind", ["not JSON", "not UTF-8", "a list"])
@@ -248,9 +248,9 @@ def test_file_in_place_of_the_runs_folder_is_told(tmp_path, monkeypatch):
     file = tmp_path / "runs"
     file.write_text("x")
     monkeypatch.setenv("CNN_DEPTH_RUNS", str(file))
-    for given in (None, file):
+    for folder in (None, file):
         with pytest.raises(runs.RunError, match="runs is a file; see --runs"):
-            runs.root(given)
+            runs.root(folder)
     assert runs.root(tmp_path) == tmp_path
     assert runs.root(tmp_path / "new") == tmp_path / "new"
 

@@ -69,16 +69,16 @@ def create(config, folder):
     return runs.create(config, opened.fingerprint, folder, {"study": "t", "row": "r"})
 
 
-def trained(made, stop=lambda: False):
-    with made.lock():
-        return train.train(made, mesh(), stop=stop)
+def trained(run, stop=lambda: False):
+    with run.lock():
+        return train.train(run, mesh(), stop=stop)
 
 
 @pytest.fixture(scope="module")
 def run(year, tmp_path_factory):
-    made = create(settings(year), tmp_path_factory.mktemp("runs"))
-    trained(made)
-    return made
+    run = create(settings(year), tmp_path_factory.mktemp("runs"))
+    trained(run)
+    return run
 
 
 # ---------------------------------------------------------------------------------- the loss
@@ -94,29 +94,29 @@ def drawn(n=7, classes=5, seed=0):
 
 def test_the_loss_is_the_mean_logistic_cross_entropy_of_the_classes_that_count():
     logits, targets = drawn()
-    found = counted_losses(jnp.asarray(logits), jnp.asarray(targets))
-    each = np.asarray(optax.sigmoid_binary_cross_entropy(logits, np.maximum(targets, 0)))
-    wanted = [each[i][targets[i] >= 0].mean() for i in range(len(each) - 1)]
-    np.testing.assert_allclose(found[:-1], wanted, rtol=1e-6)
-    assert found[-1] == 0
+    losses = counted_losses(jnp.asarray(logits), jnp.asarray(targets))
+    class_losses = np.asarray(optax.sigmoid_binary_cross_entropy(logits, np.maximum(targets, 0)))
+    expected = [class_losses[i][targets[i] >= 0].mean() for i in range(len(class_losses) - 1)]
+    np.testing.assert_allclose(losses[:-1], expected, rtol=1e-6)
+    assert losses[-1] == 0
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    for i in range(len(each) - 1):
+    for i in range(len(class_losses) - 1):
         counts = targets[i] >= 0
         loss = log_loss(targets[i][counts], p[i][counts], labels=[0, 1])
-        assert found[i] == pytest.approx(loss, rel=1e-5)
+        assert losses[i] == pytest.approx(loss, rel=1e-5)
     net = cnn_arch.create("cifar_resnet:8", rngs=nnx.Rngs(0))
     net.binary_loss = net.several_classes = True
-    np.testing.assert_array_equal(net.loss_of(jnp.asarray(logits), jnp.asarray(targets)), found)
+    np.testing.assert_array_equal(net.loss_of(jnp.asarray(logits), jnp.asarray(targets)), losses)
 
 
 def test_classes_that_do_not_count_have_no_gradient():
     logits, targets = drawn()
     total = lambda x, t: counted_losses(x, t).sum()  # noqa: E731
-    found = np.asarray(jax.grad(total)(jnp.asarray(logits), jnp.asarray(targets)))
-    assert (found[targets < 0] == 0).all()
+    gradient = np.asarray(jax.grad(total)(jnp.asarray(logits), jnp.asarray(targets)))
+    assert (gradient[targets < 0] == 0).all()
     n = np.maximum((targets >= 0).sum(axis=1, keepdims=True), 1)
-    wanted = np.where(targets < 0, 0, (1 / (1 + np.exp(-logits)) - targets) / n)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
+    expected = np.where(targets < 0, 0, (1 / (1 + np.exp(-logits)) - targets) / n)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_a_step_learns_the_targets_of_the_images_it_sees(year):
@@ -127,16 +127,16 @@ def test_a_step_learns_the_targets_of_the_images_it_sees(year):
     feed = prepared.feed(config, mesh(), 0)
     batch = {name: array[0] for name, array in feed.next(range(1)).items()}
     feed.close()
-    wanted = opened.targets["train"][np.asarray(batch["indices"])]
-    np.testing.assert_array_equal(batch["labels"], wanted)
-    assert (wanted == -1).any()
+    targets = opened.targets["train"][np.asarray(batch["indices"])]
+    np.testing.assert_array_equal(batch["labels"], targets)
+    assert (targets == -1).any()
     x, _ = prepared.train_views(training.constants, np.int32(config.seed), batch)
     params, stats = training.state["params"], training.state["stats"]
     logits = skeleton(config, 3, 3, train=True).merge(params, stats)(x)
-    smoothed = 0.9 * wanted + 0.1 / 3
-    each = np.asarray(optax.sigmoid_binary_cross_entropy(logits, smoothed))
-    counts = wanted >= 0
-    loss = (np.where(counts, each, 0).sum(axis=1) / counts.sum(axis=1)).mean()
+    smoothed = 0.9 * targets + 0.1 / 3
+    class_losses = np.asarray(optax.sigmoid_binary_cross_entropy(logits, smoothed))
+    counts = targets >= 0
+    loss = (np.where(counts, class_losses, 0).sum(axis=1) / counts.sum(axis=1)).mean()
     training.advance(1)
     training.finish_steps()
     training.close()
@@ -152,35 +152,35 @@ def told_by(run):
 
 
 def test_a_run_tells_the_mean_average_precision(run, year):
-    result, found = run.read("result"), told_by(run)
+    result, tested = run.read("result"), told_by(run)
     targets = open_set("voc", year).targets[1]
-    np.testing.assert_array_equal(found.targets, targets)
-    assert found.posteriors.shape == (12, 3)
+    np.testing.assert_array_equal(tested.targets, targets)
+    assert tested.posteriors.shape == (12, 3)
     by_class = []
     for k in range(3):
         counts = targets[:, k] >= 0
-        p, t = found.posteriors[counts, k], targets[counts, k]
+        p, t = tested.posteriors[counts, k], targets[counts, k]
         by_class.append(100 * average_precision_score(t, p))
-    assert found.average_precisions("none") == pytest.approx(by_class)
-    assert found.mean_average_precision("none") == pytest.approx(np.mean(by_class))
-    assert result["mean_average_precision"] == found.mean_average_precision()
+    assert tested.average_precisions("none") == pytest.approx(by_class)
+    assert tested.mean_average_precision("none") == pytest.approx(np.mean(by_class))
+    assert result["mean_average_precision"] == tested.mean_average_precision()
     assert list(result["average_precision"]) == ["cow", "dog", "train"]
     assert "top1_error" not in result
     assert 0 < result["train_mean_average_precision"] <= 100
-    p, counts = found.posteriors.astype(np.float64), targets >= 0
-    each = -np.log(np.where(targets == 1, p, 1 - p))
-    losses = np.where(counts, each, 0).sum(axis=1) / counts.sum(axis=1)
-    np.testing.assert_allclose(found.losses, losses, rtol=1e-4)
+    p, counts = tested.posteriors.astype(np.float64), targets >= 0
+    class_losses = -np.log(np.where(targets == 1, p, 1 - p))
+    losses = np.where(counts, class_losses, 0).sum(axis=1) / counts.sum(axis=1)
+    np.testing.assert_allclose(tested.losses, losses, rtol=1e-4)
     assert result["test_loss"] == pytest.approx(losses.mean(), rel=1e-4)
 
 
 def test_posteriors_are_each_classs_own(run, year):
-    found, model = told_by(run), classifier.load(run.folder)
+    tested, model = told_by(run), classifier.load(run.folder)
     part = open_set("voc", year).test
     views = np.stack([model.read(year / part.where(i)) for i in range(12)])
-    np.testing.assert_allclose(np.exp(model.log_posteriors(views)), found.posteriors, atol=1e-5)
-    logits = np.log(found.posteriors) - np.log1p(-found.posteriors)
-    assert np.abs(found.posteriors.sum(axis=1) - 1).max() > 1e-2
+    np.testing.assert_allclose(np.exp(model.log_posteriors(views)), tested.posteriors, atol=1e-5)
+    logits = np.log(tested.posteriors) - np.log1p(-tested.posteriors)
+    assert np.abs(tested.posteriors.sum(axis=1) - 1).max() > 1e-2
     assert np.isfinite(logits).all()
 
 
@@ -198,9 +198,9 @@ def test_the_log_has_the_precision_of_held_out_images_and_no_errors(run):
 
 
 def test_the_training_ends_where_the_precision_gets_no_better(year, tmp_path):
-    made = create(settings(year, train__patience=2, train__steps=60, schedule__lr=1e-12), tmp_path)
-    result, key = trained(made), "val_mean_average_precision"
-    values = [line[key] for line in made.logged() if key in line]
+    run = create(settings(year, train__patience=2, train__steps=60, schedule__lr=1e-12), tmp_path)
+    result, key = trained(run), "val_mean_average_precision"
+    values = [line[key] for line in run.logged() if key in line]
     assert len(values) < 20  # there are three steps in an epoch
     assert result["steps"] == 3 * len(values)
     assert max(values[-2:]) <= max(values[:-2])
@@ -210,18 +210,17 @@ def test_the_training_ends_where_the_precision_gets_no_better(year, tmp_path):
 def test_a_stopped_training_ends_with_the_same_bits(run, year, tmp_path):
     again = create(settings(year), tmp_path)
     assert again.id == run.id
-    asked = iter([False] * 4 + [True])
+    stops = iter([False] * 4 + [True])
     with pytest.raises(train.Interrupted):
-        trained(again, stop=lambda: next(asked, True))
+        trained(again, stop=lambda: next(stops, True))
     trained(again)
-    (_, one), (_, two) = (checkpoints.load_network(made.checkpoints) for made in (run, again))
-    for kind in one:
-        for name, array in one[kind].items():
-            np.testing.assert_array_equal(array, two[kind][name], err_msg=name)
+    (_, first), (_, second) = (checkpoints.load_network(r.checkpoints) for r in (run, again))
+    for kind in first:
+        for name, array in first[kind].items():
+            np.testing.assert_array_equal(array, second[kind][name], err_msg=name)
     np.testing.assert_array_equal(told_by(run).posteriors, told_by(again).posteriors)
     figures = [
-        [line for line in made.logged() if "val_mean_average_precision" in line]
-        for made in (run, again)
+        [line for line in r.logged() if "val_mean_average_precision" in line] for r in (run, again)
     ]
     assert figures[0] == figures[1]
 
@@ -252,8 +251,8 @@ for name, array in one.items():
 
 @pytest.mark.slow
 def test_two_devices_make_the_step_of_one(fresh_python, year):
-    done = fresh_python("-c", DEVICES, str(year), devices=2)
-    assert done.returncode == 0, done.stderr
+    process = fresh_python("-c", DEVICES, str(year), devices=2)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.parametrize(
@@ -261,29 +260,29 @@ def test_two_devices_make_the_step_of_one(fresh_python, year):
 )
 def test_every_protocol_tells_the_precision(run, protocol):
     subject = evaluate.Subject(run, mesh())
-    found = subject.tested(protocol).to_json("eleven_points")
-    assert 0 < found["mean_average_precision"] <= 100
-    assert list(found["average_precision"]) == ["cow", "dog", "train"]
-    assert "top1_error" not in found
-    assert json.loads(json.dumps(found)) == {**found, "scales": [10]}
+    result = subject.tested(protocol).to_json("eleven_points")
+    assert 0 < result["mean_average_precision"] <= 100
+    assert list(result["average_precision"]) == ["cow", "dog", "train"]
+    assert "top1_error" not in result
+    assert json.loads(json.dumps(result)) == {**result, "scales": [10]}
     assert subject.tested(protocol).reused
 
 
 def test_other_images_are_tested_by_the_names_of_their_classes(run, tmp_path):
-    other = tmp_path / "VOC2012"
-    made_up.voc(other)
-    for file in (other / "ImageSets/Main").glob("dog_*.txt"):
+    folder = tmp_path / "VOC2012"
+    made_up.voc(folder)
+    for file in (folder / "ImageSets/Main").glob("dog_*.txt"):
         file.rename(file.with_name(file.name.replace("dog", "aeroplane")))
     with pytest.raises(DataError, match="aeroplane"):
-        evaluate.Subject(run, mesh(), EvaluationSettings(data=str(other))).tested()
-    for file in (other / "ImageSets/Main").glob("aeroplane_*.txt"):
+        evaluate.Subject(run, mesh(), EvaluationSettings(data=str(folder))).tested()
+    for file in (folder / "ImageSets/Main").glob("aeroplane_*.txt"):
         file.unlink()
-    found = evaluate.Subject(run, mesh(), EvaluationSettings(data=str(other))).tested()
+    tested = evaluate.Subject(run, mesh(), EvaluationSettings(data=str(folder))).tested()
     own = told_by(run)
-    assert found.predictions.targets[:, 1].tolist() == [-1] * 12
-    np.testing.assert_array_equal(found.predictions.targets[:, ::2], own.targets[:, ::2])
-    np.testing.assert_allclose(found.predictions.posteriors, own.posteriors, atol=1e-5)
-    precisions = found.to_json()["average_precision"]
+    assert tested.predictions.targets[:, 1].tolist() == [-1] * 12
+    np.testing.assert_array_equal(tested.predictions.targets[:, ::2], own.targets[:, ::2])
+    np.testing.assert_allclose(tested.predictions.posteriors, own.posteriors, atol=1e-5)
+    precisions = tested.to_json()["average_precision"]
     assert precisions["dog"] is None
     assert (
         precisions["cow"]
@@ -302,34 +301,38 @@ def made(n=40, seed=0):
 
 
 def test_predictions_are_kept_to_the_bit(tmp_path):
-    given = made()
-    predictions.save(tmp_path / "p.npz", given, {})
-    found = predictions.load(tmp_path / "p.npz")
-    np.testing.assert_array_equal(found.posteriors, given.posteriors)
-    np.testing.assert_array_equal(found.targets, given.targets)
-    assert found.mean_average_precision() == given.mean_average_precision()
-    assert found.ranks is None
-    assert found.error == 100 - found.mean_average_precision()
+    original = made()
+    predictions.save(tmp_path / "p.npz", original, {})
+    loaded = predictions.load(tmp_path / "p.npz")
+    np.testing.assert_array_equal(loaded.posteriors, original.posteriors)
+    np.testing.assert_array_equal(loaded.targets, original.targets)
+    assert loaded.mean_average_precision() == original.mean_average_precision()
+    assert loaded.ranks is None
+    assert loaded.error == 100 - loaded.mean_average_precision()
 
 
 def test_predictions_of_several_classes_are_not_right_or_wrong():
-    given = made()
+    tested = made()
     for k in (1, 5):
         with pytest.raises(PredictionsError, match="several classes each are not right or wrong"):
-            given.topk_wrong(k)
+            tested.topk_wrong(k)
 
 
 def test_the_mean_of_passes_keeps_the_targets_and_refuses_others():
-    one, two = made(), made(seed=1)
-    same = Predictions(one.ids, one.labels, two.posteriors, targets=one.targets)
-    found = predictions.mean([one, same.take(np.arange(40)[::-1])])
-    np.testing.assert_array_equal(found.targets, one.targets)
-    np.testing.assert_allclose(found.posteriors, (one.posteriors + two.posteriors) / 2, rtol=1e-6)
-    plain = Predictions(one.ids, one.labels, one.posteriors)
-    for other in (two, plain):
+    first, second = made(), made(seed=1)
+    same = Predictions(first.ids, first.labels, second.posteriors, targets=first.targets)
+    mean = predictions.mean([first, same.take(np.arange(40)[::-1])])
+    np.testing.assert_array_equal(mean.targets, first.targets)
+    np.testing.assert_allclose(
+        mean.posteriors, (first.posteriors + second.posteriors) / 2, rtol=1e-6
+    )
+    plain = Predictions(first.ids, first.labels, first.posteriors)
+    for different in (second, plain):
         with pytest.raises(PredictionsError, match="their classes differ"):
-            predictions.mean([one, other])
-    nothing = Predictions(one.ids, one.labels, one.posteriors, targets=np.zeros_like(one.targets))
+            predictions.mean([first, different])
+    nothing = Predictions(
+        first.ids, first.labels, first.posteriors, targets=np.zeros_like(first.targets)
+    )
     with pytest.raises(PredictionsError, match="no image shows a class"):
         nothing.mean_average_precision()
 
@@ -341,8 +344,8 @@ def test_a_report_tells_the_figure_and_its_name(run):
     row = results.Row(
         "s", "net", "cifar_resnet:8", {0: run.folder, 1: run.folder}, None, "finished"
     )
-    (found,) = results.collect([row])
-    table = study.table([found], "title", "profile")
+    (result,) = results.collect([row])
+    table = study.table([result], "title", "profile")
     (record,) = table.document["rows"]
     error = 100 - run.read("result")["mean_average_precision"]
     assert record["top1_error"] == pytest.approx(error)
@@ -350,15 +353,15 @@ def test_a_report_tells_the_figure_and_its_name(run):
     assert record["top5_error"] is None
     assert record["error_of"] == study.SEVERAL
     assert study.SEVERAL_LEGEND in table.legend[0]
-    assert study.report([found], table).figures is not None
+    assert study.report([result], table).figures is not None
 
 
 def test_exported_weights_keep_that_classes_have_probabilities_of_their_own(run, tmp_path):
     weights.export_run(run, tmp_path / "net.safetensors", "cnn-depth")
     back = weights.import_run(tmp_path / "net.safetensors", None, tmp_path)
-    seen = preprocessing.load(back.folder / preprocessing.FILE)
-    assert seen.several
-    assert seen.class_names == ("cow", "dog", "train")
+    prep = preprocessing.load(back.folder / preprocessing.FILE)
+    assert prep.several
+    assert prep.class_names == ("cow", "dog", "train")
     card = model_card.text(run, classifier.load(run.folder))
     value = run.read("result")["mean_average_precision"]
     assert f"| mean average precision | {value:.2f}% (12 images, center) |" in card
@@ -414,15 +417,15 @@ def test_the_last_layer_learns_on_features_as_the_frozen_network_does(tmp_path):
     year = tmp_path / "VOC2007"
     made_up.voc(year, side=8)  # so that no crop is drawn, and nothing scaled
     shallow = made_up.run(tmp_path / "runs", "cifar_resnet:8", 8, 3, 5, {"width": 0.25})
-    one = Extractor(shallow, mesh(), str(year))
+    extractor = Extractor(shallow, mesh(), str(year))
     overrides = {"train.epochs": 3.0, "schedule.lr": 0.1}
     tuning = finetune.Tuning(finetune.HEAD, overrides=overrides)
-    config = finetune.config_of(one, tuning)
-    assert finetune.on_features(one, config, tuning) == ""
-    (found,) = one.features(FeatureRequest())
-    rows, test = finetune.rows_of(found, one.collection, config)
+    config = finetune.config_of(extractor, tuning)
+    assert finetune.on_features(extractor, config, tuning) == ""
+    (features,) = extractor.features(FeatureRequest())
+    rows, test = finetune.rows_of(features, extractor.collection, config)
     assert (len(rows), len(test)) == (24, 12)
-    head = finetune.train_head(one, config, found, rows, one.collection.class_names)
+    head = finetune.train_head(extractor, config, features, rows, extractor.collection.class_names)
     seeded = {"seeding.run": shallow.id, "seeding.weights": shallow.imported}
     frozen = create(configs.override(config, seeded, "test"), tmp_path / "runs")
     trained(frozen)

@@ -120,15 +120,18 @@ def test_paired_difference_equals_scipys_paired_test():
     first, second = rng.normal(10, 2, 5), rng.normal(11, 2, 5)
     expected = stats.ttest_rel(first, second)
     low, high = expected.confidence_interval()
-    found = paired_difference(first, second)
-    assert (found.p_value, found.low, found.high) == pytest.approx((expected.pvalue, low, high))
-    assert found.mean == pytest.approx((first - second).mean())
+    difference = paired_difference(first, second)
+    assert (difference.p_value, difference.low, difference.high) == pytest.approx(
+        (expected.pvalue, low, high)
+    )
+    assert difference.mean == pytest.approx((first - second).mean())
 
 
 def test_equal_differences_give_neither_p_value_nor_interval():
-    found = paired_difference([10.2, 11.4, 9.0], [10.0, 11.2, 8.8])  # 0.2 each, but for rounding
-    assert found.mean == pytest.approx(0.2)
-    assert (found.p_value, found.low, found.high) == (None, None, None)
+    # 0.2 each, but for rounding.
+    difference = paired_difference([10.2, 11.4, 9.0], [10.0, 11.2, 8.8])
+    assert difference.mean == pytest.approx(0.2)
+    assert (difference.p_value, difference.low, difference.high) == (None, None, None)
     with pytest.raises(ValueError, match="at least 2"):
         paired_difference([1.0], [2.0])
 
@@ -141,13 +144,13 @@ def wrong_pair(both, only_first, only_second, neither):
 
 @pytest.mark.parametrize(("b", "c"), [(12, 3), (3, 12), (8, 8), (1, 0), (0, 0), (610, 480)])
 def test_mcnemar_p_value_is_the_exact_binomial_one(b, c):
-    found = mcnemar(*wrong_pair(20, b, c, 400))
+    test = mcnemar(*wrong_pair(20, b, c, 400))
     tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1)) / 2 ** (b + c)
-    assert found.p_value == pytest.approx(min(1.0, 2 * tail))
-    assert (found.only_first, found.only_second, found.n) == (b, c, 420 + b + c)
-    assert found.difference == pytest.approx(100 * (b - c) / found.n)
-    assert found.low < found.difference + 1e-9
-    assert found.high > found.difference - 1e-9
+    assert test.p_value == pytest.approx(min(1.0, 2 * tail))
+    assert (test.only_first, test.only_second, test.n) == (b, c, 420 + b + c)
+    assert test.difference == pytest.approx(100 * (b - c) / test.n)
+    assert test.low < test.difference + 1e-9
+    assert test.high > test.difference - 1e-9
 
 
 def test_interval_of_a_paired_difference_covers_the_truth_as_often_as_it_says():
@@ -155,8 +158,8 @@ def test_interval_of_a_paired_difference_covers_the_truth_as_often_as_it_says():
     cells = rng.multinomial(300, [0.05, 0.08, 0.03, 0.84], size=600)
     covered = 0
     for cell in cells:
-        found = mcnemar(*wrong_pair(*cell))
-        covered += found.low <= 5.0 <= found.high
+        test = mcnemar(*wrong_pair(*cell))
+        covered += test.low <= 5.0 <= test.high
     assert 0.925 < covered / 600 < 0.975
 
 
@@ -179,16 +182,16 @@ def test_bootstrap_interval_equals_scipys_of_resampled_examples(cells):
         n_resamples=10_000,
         rng=np.random.default_rng(5),
     )
-    found = bootstrap_difference(first, second)
+    interval = bootstrap_difference(first, second)
     # The 2.5% point of 10,000 draws has a deviation of 0.027 of theirs, and values are 100/n apart.
     tolerance = 100 / len(first) + 4 * 0.027 * math.sqrt(2) * expected.standard_error
-    np.testing.assert_allclose(found, expected.confidence_interval, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(interval, expected.confidence_interval, rtol=0, atol=tolerance)
 
 
 def test_bootstrap_interval_equals_the_binomials_where_every_example_is_discordant():
-    found = bootstrap_difference(*wrong_pair(0, 45, 75, 0), resamples=200_000)
+    interval = bootstrap_difference(*wrong_pair(0, 45, 75, 0), resamples=200_000)
     counts = stats.binom.ppf([0.025, 0.975], 120, 45 / 120)
-    np.testing.assert_allclose(found, 100 * (2 * counts - 120) / 120, rtol=0, atol=2 * 100 / 120)
+    np.testing.assert_allclose(interval, 100 * (2 * counts - 120) / 120, rtol=0, atol=2 * 100 / 120)
 
 
 @pytest.mark.parametrize("cells", [(5, 0, 0, 9), (0, 9, 0, 0), (0, 0, 9, 0)])
@@ -215,12 +218,12 @@ def test_rank_agreement_is_scipys_tau_b_with_ties():
         printed = rng.integers(0, 4, 6).astype(float)
         counts = rng.integers(0, 4, 6)
         wrong = [np.arange(10) < count for count in counts]
-        found = rank_agreement(printed, wrong, resamples=2)
+        agreement = rank_agreement(printed, wrong, resamples=2)
         expected = stats.kendalltau(printed, counts, variant="b").statistic
         if np.isnan(expected):
-            assert found.tau is None
+            assert agreement.tau is None
         else:
-            assert found.tau == pytest.approx(expected)
+            assert agreement.tau == pytest.approx(expected)
 
 
 def test_rank_agreements_interval_is_that_of_resampled_images_and_seeds():
@@ -228,16 +231,16 @@ def test_rank_agreements_interval_is_that_of_resampled_images_and_seeds():
     printed = [10.0, 12.0, 15.0, 16.0, 20.0]
     images = 300
     wrong = [rng.random((1 + i % 3, images)) < rate / 100 for i, rate in enumerate(printed)]
-    found = rank_agreement(printed, wrong, resamples=4000)
+    agreement = rank_agreement(printed, wrong, resamples=4000)
     taus = []
     for _ in range(3000):  # image by image and seed by seed
         chosen = rng.integers(0, images, images)
         errors = [w[rng.integers(0, len(w), len(w))][:, chosen].mean() for w in wrong]
         taus.append(stats.kendalltau(printed, errors).statistic)
     low, high = np.nanpercentile(taus, [2.5, 97.5])
-    assert found.low == pytest.approx(low, abs=0.11)  # one pair of rows moves tau by 0.2
-    assert found.high == pytest.approx(high, abs=0.11)
-    assert found.low < found.tau <= found.high
+    assert agreement.low == pytest.approx(low, abs=0.11)  # one pair of rows moves tau by 0.2
+    assert agreement.high == pytest.approx(high, abs=0.11)
+    assert agreement.low < agreement.tau <= agreement.high
 
 
 def test_rank_agreement_of_noise_or_of_hardly_any_errors_does_not_exclude_chance():
@@ -246,8 +249,8 @@ def test_rank_agreement_of_noise_or_of_hardly_any_errors_does_not_exclude_chance
     few = np.zeros((4, 500), bool)
     few[1, :2] = True
     for printed, wrong in ((range(8), noise), ([7.5, 7.1, 7.2, 6.8], few)):
-        found = rank_agreement(printed, wrong)
-        assert found.low < 0 < found.high
+        agreement = rank_agreement(printed, wrong)
+        assert agreement.low < 0 < agreement.high
 
 
 @pytest.mark.parametrize(
