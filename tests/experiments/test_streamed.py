@@ -97,13 +97,13 @@ def test_interrupted_run_ends_bit_for_bit_like_an_undisturbed_one(finished, fold
     run = create(settings(folder, data__threads=3), tmp_path)
     assert run.id == finished.id
     for stop_at in (1, 4):
-        seen = [0]
+        steps = [0]
         with run.lock(), pytest.raises(train.Interrupted):
             train.train(
                 run,
                 mesh(),
-                on_event=lambda e, seen=seen: seen.append(e.get("step", 0)),
-                stop=lambda seen=seen, at=stop_at: seen[-1] >= at,
+                on_event=lambda e, steps=steps: steps.append(e.get("step", 0)),
+                stop=lambda steps=steps, at=stop_at: steps[-1] >= at,
             )
     again = []
     with run.lock():
@@ -121,17 +121,17 @@ def test_a_run_on_shards_of_files_goes_on_with_their_pixels(finished, folder, tm
         out = tmp_path / f"shards {decoded}"
         prepare(open_set("folder", folder), out, processes=1, decoded=decoded)
         configs.append(settings(out, data__name="shards"))
-    begun, seen = create(configs[0], tmp_path / "runs"), [0]
-    with begun.lock(), pytest.raises(train.Interrupted):
+    interrupted, steps = create(configs[0], tmp_path / "runs"), [0]
+    with interrupted.lock(), pytest.raises(train.Interrupted):
         train.train(
-            begun,
+            interrupted,
             mesh(),
-            on_event=lambda event: seen.append(event.get("step", 0)),
-            stop=lambda: seen[-1] >= 3,
+            on_event=lambda event: steps.append(event.get("step", 0)),
+            stop=lambda: steps[-1] >= 3,
         )
     shutil.rmtree(configs[0].data.path)
     run, result = trained(configs[1], tmp_path / "runs")
-    assert (run.id, run.folder) == (begun.id, begun.folder)
+    assert (run.id, run.folder) == (interrupted.id, interrupted.folder)
     first, second = network(run), network(finished)
     for name in second:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
@@ -158,10 +158,10 @@ def test_a_run_sees_a_file_as_in_its_test(folder, tmp_path, kind):
     expected = predictions.load(saved).posteriors
     # One pixel may lie between the two ways of rounding a scaled side.
     assert np.abs(posteriors - expected).mean() < 0.02
-    other = evaluate.Subject(
+    tested = evaluate.Subject(
         run, mesh(), settings=evaluate.EvaluationSettings(data=str(folder))
     ).tested()
-    np.testing.assert_allclose(other.predictions.posteriors, expected, atol=1e-4)
+    np.testing.assert_allclose(tested.predictions.posteriors, expected, atol=1e-4)
 
 
 def test_a_test_counts_and_names_what_it_leaves_out(tmp_path):
@@ -169,10 +169,10 @@ def test_a_test_counts_and_names_what_it_leaves_out(tmp_path):
     (folder / "val" / "bee" / "1.jpg").write_bytes(b"no image")
     run, result = trained(settings(folder, data__max_bad=0.2, train__steps=1), tmp_path / "runs")
     assert (result["n"], result["left_out"]) == (8, 1)
-    told = []
-    again = evaluate.Subject(run, mesh(), on_bad=told.append).tested().to_json()
+    reasons = []
+    again = evaluate.Subject(run, mesh(), on_bad=reasons.append).tested().to_json()
     assert (again["n"], again["left_out"]) == (8, 1)
-    assert len(told) == 1
+    assert len(reasons) == 1
 
 
 def test_changed_data_are_told_before_anything_is_kept_of_them(tmp_path):
@@ -187,10 +187,10 @@ def test_changed_data_are_told_before_anything_is_kept_of_them(tmp_path):
 def test_a_bad_file_is_told_and_does_not_end_the_run(tmp_path):
     folder = write_folder(tmp_path / "images")
     (folder / "train" / "bee" / "5.jpg").write_bytes(b"no image")
-    told = []
+    events = []
     c = settings(folder, data__max_bad=0.1, train__steps=3)
-    trained(c, tmp_path / "runs", on_event=told.append)
-    reasons = [event["reason"] for event in told if event["event"] == "bad_image"]
+    trained(c, tmp_path / "runs", on_event=events.append)
+    reasons = [event["reason"] for event in events if event["event"] == "bad_image"]
     assert len(reasons) == 1
     assert "train/bee/5.jpg" in reasons.pop()
     strict = settings(folder, train__steps=3, data__bad="raise", seed=1)
@@ -205,23 +205,23 @@ def pixels(folder, c):
     """Central squares of the training images that are not held out, as Pillow has them."""
     opened = data.open_data(c.data)
     source, side = opened.parts["train"], 20 if c.data.view == "square" else 16
-    found = []
+    squares = []
     for i in range(len(source)):
         image = Image.open(io.BytesIO(source.read(i)[0]))
         scaled = crops.scaled_size(image.height, image.width, side)
         top, left = (round((length - side) / 2) for length in scaled)
         image = np.asarray(image.resize(scaled[::-1], Image.Resampling.BILINEAR))
-        found.append(image[top : top + side, left : left + side])
-    return np.stack(found).astype(np.float64)
+        squares.append(image[top : top + side, left : left + side])
+    return np.stack(squares).astype(np.float64)
 
 
 def test_means_and_deviation_are_those_of_the_training_images(folder):
     for kind, axes in (("per_channel", (0, 1, 2)), ("per_pixel", 0)):
         c = settings(folder, data__normalise=kind)
-        found, expected = data.prepare(c).preprocessing.normalise, pixels(folder, c)
+        normalise, expected = data.prepare(c).preprocessing.normalise, pixels(folder, c)
         mean = expected.mean(axis=axes)
-        np.testing.assert_allclose(found.mean, mean, atol=1.0)
-        assert found.std == pytest.approx(np.sqrt(np.mean((expected - mean) ** 2)), rel=0.01)
+        np.testing.assert_allclose(normalise.mean, mean, atol=1.0)
+        assert normalise.std == pytest.approx(np.sqrt(np.mean((expected - mean) ** 2)), rel=0.01)
 
 
 def test_fixed_means_need_no_pass_over_the_images(folder):
@@ -229,8 +229,10 @@ def test_fixed_means_need_no_pass_over_the_images(folder):
     c = settings(
         folder, data__normalise="fixed", data__colour="pca_public", data__divide_by_std=False
     )
-    found = data.prepare(c, on_progress=lambda *counts: read.append(counts)).preprocessing.normalise
-    assert found.mean.tolist() == pytest.approx([123.68, 116.779, 103.939])
+    normalise = data.prepare(
+        c, on_progress=lambda *counts: read.append(counts)
+    ).preprocessing.normalise
+    assert normalise.mean.tolist() == pytest.approx([123.68, 116.779, 103.939])
     assert not read
 
 
@@ -277,8 +279,8 @@ for devices in (1, 2):
 off = np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[0])
 assert off < 1e-6, off
 """
-    done = fresh_python("-c", code, str(folder), devices=2)
-    assert done.returncode == 0, done.stderr
+    process = fresh_python("-c", code, str(folder), devices=2)
+    assert process.returncode == 0, process.stderr
 
 
 # ------------------------------------------------------------------------------------- errors
@@ -297,24 +299,24 @@ assert off < 1e-6, off
     ],
 )
 def test_what_does_not_go_together_is_told_before_training(folder, overrides, message):
-    with pytest.raises(ValueError, match=message) as told:
+    with pytest.raises(ValueError, match=message) as error:
         data.prepare(settings(folder, **{"data__mirror": False, **overrides}))
-    assert told.value.user_error
+    assert error.value.user_error
 
 
 def test_statistics_are_kept_and_a_broken_file_is_made_anew(folder, tmp_path):
-    c, kept = settings(folder), tmp_path / "statistics.npz"
+    c, file = settings(folder), tmp_path / "statistics.npz"
     read = []
-    first = data.prepare(c, statistics_file=kept, on_progress=lambda *counts: read.append(counts))
+    first = data.prepare(c, statistics_file=file, on_progress=lambda *counts: read.append(counts))
     assert read[-1] == (24, 24)
     read.clear()
-    second = data.prepare(c, statistics_file=kept, on_progress=lambda *counts: read.append(counts))
+    second = data.prepare(c, statistics_file=file, on_progress=lambda *counts: read.append(counts))
     assert not read
     np.testing.assert_array_equal(
         first.preprocessing.normalise.mean, second.preprocessing.normalise.mean
     )
-    kept.write_bytes(kept.read_bytes()[:100])
-    third = data.prepare(c, statistics_file=kept)
+    file.write_bytes(file.read_bytes()[:100])
+    third = data.prepare(c, statistics_file=file)
     np.testing.assert_array_equal(
         first.preprocessing.normalise.mean, third.preprocessing.normalise.mean
     )
@@ -334,9 +336,9 @@ def test_with_data_exif_images_are_turned_in_training_in_tests_and_in_prediction
     for file in sorted(roots[0].rglob("*.jpg")):
         image = Image.open(file).copy()
         image.save(file, exif=exif, quality=95)
-        other = roots[1] / file.relative_to(roots[0]).with_suffix(".png")
-        other.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.rot90(np.asarray(Image.open(file)), -1)).save(other)
+        turned = roots[1] / file.relative_to(roots[0]).with_suffix(".png")
+        turned.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.rot90(np.asarray(Image.open(file)), -1)).save(turned)
     configs = [settings(roots[0], data__exif=True), settings(roots[1])]
     both = [data.prepare(c) for c in configs]
     for name in ("mean", "std", "colour"):
@@ -349,14 +351,14 @@ def test_with_data_exif_images_are_turned_in_training_in_tests_and_in_prediction
     np.testing.assert_array_equal(*batches)
     assert [d.preprocessing.exif for d in both] == [True, False]
     preprocessing.save(tmp_path / "seen.npz", both[0].preprocessing)
-    seen = preprocessing.load(tmp_path / "seen.npz")
-    assert seen.exif
-    told = []
+    loaded = preprocessing.load(tmp_path / "seen.npz")
+    assert loaded.exif
+    notes = []
     (roots[0] / "val" / "ant" / "x.psd").write_bytes(b"")
     tests = [
-        given_data.open_test(str(root / "val"), one, c, on_note=told.append)
-        for root, one, c in zip(
-            roots, (seen, dataclasses.replace(seen, exif=False)), configs, strict=True
+        given_data.open_test(str(root / "val"), prep, c, on_note=notes.append)
+        for root, prep, c in zip(
+            roots, (loaded, dataclasses.replace(loaded, exif=False)), configs, strict=True
         )
     ]
     views = [
@@ -364,7 +366,7 @@ def test_with_data_exif_images_are_turned_in_training_in_tests_and_in_prediction
         for t in tests
     ]
     np.testing.assert_array_equal(*views)
-    assert told == ["1 file of suffix .psd is not read, such as ant/x.psd"]
+    assert notes == ["1 file of suffix .psd is not read, such as ant/x.psd"]
     plain = settings(roots[0])
     assert config.identity_part(configs[0]) == {**config.identity_part(plain), "data.exif": True}
     assert "data.exif" not in config.identity_part(plain)

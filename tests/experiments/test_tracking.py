@@ -86,10 +86,10 @@ def finish(run, heard=None, **more):
     return notes
 
 
-def until(ready, what, seconds=120):
+def until(ready, message, seconds=120):
     end = time.monotonic() + seconds
     while not ready():
-        assert time.monotonic() < end, what
+        assert time.monotonic() < end, message
         time.sleep(0.05)
 
 
@@ -158,10 +158,10 @@ def test_tracker_that_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for name in ("wandb", "mlflow", "sqlalchemy", "alembic"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(tracking.TrackingError) as told:
+    with pytest.raises(tracking.TrackingError) as error:
         tracking.choose("tensorboard,wandb")
-    assert str(told.value).startswith("the tracker wandb needs wandb, not installed here: pip ")
-    assert "'.[wandb]'" in str(told.value)
+    assert str(error.value).startswith("the tracker wandb needs wandb, not installed here: pip ")
+    assert "'.[wandb]'" in str(error.value)
     with pytest.raises(tracking.TrackingError, match="mlflow and sqlalchemy and alembic,"):
         tracking.choose("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
@@ -213,12 +213,12 @@ def test_tracker_that_fails_costs_a_run_nothing_but_a_line(plain, fake, tmp_path
     monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.5 if "hangs" in how else 20.0)
     run = create(tiny(), tmp_path / "runs")
     notes = finish(run)
-    left = re.search(r"process (\d+) goes on for at most 10 minutes", notes[-1])
-    if left:
-        os.kill(int(left[1]), signal.SIGKILL)
+    match = re.search(r"process (\d+) goes on for at most 10 minutes", notes[-1])
+    if match:
+        os.kill(int(match[1]), signal.SIGKILL)
     assert untimed(run.logged()) == untimed(plain.logged())
     assert run.read("result")["test_loss"] == plain.read("result")["test_loss"]
-    assert bool(left) == ("hangs" in how)
+    assert bool(match) == ("hangs" in how)
     assert notes[-1].startswith("wandb has nothing")
     assert f"`cnn-depth track {run.id} --to wandb` sends" in notes[-1]
     assert all("\n" not in note for note in notes)
@@ -230,15 +230,15 @@ def test_tracker_that_fails_costs_a_run_nothing_but_a_line(plain, fake, tmp_path
 def test_tracker_of_a_run_that_is_stopped_leaves_with_it(fake, tmp_path, monkeypatch):
     fake(HANGS)
     monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.5)
-    begun = []
+    senders = []
     begin = following.Sender.__init__
     monkeypatch.setattr(
-        following.Sender, "__init__", lambda self, *a: begun.append(self) or begin(self, *a)
+        following.Sender, "__init__", lambda self, *a: senders.append(self) or begin(self, *a)
     )
     run = create(tiny(), tmp_path / "runs")
     with pytest.raises(train.Interrupted):
         finish(run, stop=lambda: True)
-    assert begun[0].process.returncode < 0  # it was ended, and does not go on
+    assert senders[0].process.returncode < 0  # it was ended, and does not go on
 
 
 def test_errors_are_told_without_keys(monkeypatch):
@@ -369,15 +369,15 @@ def test_run_that_is_killed_and_started_again_is_one_run_without_doubled_points(
     assert json.loads(server.read_text())[run.id]["exit"] == 1
     assert [step for step, _ in rows()] == [4, 8]
     assert finish(run) == []
-    (found,) = json.loads(server.read_text()).values()
-    assert [step for step, _ in found["rows"]] == [4, 8, 12]
-    assert found["starts"] == 3
-    assert found["exit"] == 0
-    told = [{"step": step, **values} for step, values in found["rows"]]
-    assert points(told) == points(plain.logged())
-    assert (found["name"], found["group"]) == ("tiny/shallow", "tiny")
-    assert found["config"] == json.loads(json.dumps(config.flatten(tiny())))
-    assert found["summary"]["result.test_loss"] == plain.read("result")["test_loss"]
+    (record,) = json.loads(server.read_text()).values()
+    assert [step for step, _ in record["rows"]] == [4, 8, 12]
+    assert record["starts"] == 3
+    assert record["exit"] == 0
+    lines = [{"step": step, **values} for step, values in record["rows"]]
+    assert points(lines) == points(plain.logged())
+    assert (record["name"], record["group"]) == ("tiny/shallow", "tiny")
+    assert record["config"] == json.loads(json.dumps(config.flatten(tiny())))
+    assert record["summary"]["result.test_loss"] == plain.read("result")["test_loss"]
 
 
 def test_tracker_that_comes_back_gets_all_that_was_logged(
@@ -402,9 +402,9 @@ def init(**how):
             (tmp_path / "up").touch()
 
     assert finish(run, heard) in ([], ["wandb: OSError: no network"])
-    (found,) = json.loads((tmp_path / "server.json").read_text()).values()
-    told = [{"step": step, **values} for step, values in found["rows"]]
-    assert points(told) == points(plain.logged())
+    (record,) = json.loads((tmp_path / "server.json").read_text()).values()
+    lines = [{"step": step, **values} for step, values in record["rows"]]
+    assert points(lines) == points(plain.logged())
 
 
 # ------------------------------------------------------------------------------ the libraries
@@ -430,15 +430,15 @@ print(json.dumps(found))
 def of_mlflow(folder):
     """The runs of the store in a runs folder, as MLflow's own client reads them."""
     words = [sys.executable, "-c", MLFLOW, f"sqlite:///{folder / 'mlflow.db'}"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    process = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
-def assert_in_mlflow(told, run):
+def assert_in_mlflow(stored, run):
     """What was logged is there, each point once."""
-    curves = {(name, step): value for name, step, value in told if "." not in name}
-    assert len(curves) == len([name for name, _, _ in told if "." not in name])
+    curves = {(name, step): value for name, step, value in stored if "." not in name}
+    assert len(curves) == len([name for name, _, _ in stored if "." not in name])
     timed = ("images_per_s", "seconds")
     assert {k: v for k, v in curves.items() if k[0] not in timed} == points(run.logged())
     assert {k for k, _ in curves} >= {*timed}
@@ -458,25 +458,25 @@ def test_mlflow_has_a_run_once_however_often_it_is_killed(plain, patient, tmp_pa
 
     killed(run, 9, sent)
     assert finish(run) == []
-    (found,) = of_mlflow(tmp_path / "runs")
-    assert (found["experiment"], found["name"]) == ("tiny", "tiny/shallow")
-    assert found["status"] == "FINISHED"
-    assert_in_mlflow(found["points"], plain)
+    (record,) = of_mlflow(tmp_path / "runs")
+    assert (record["experiment"], record["name"]) == ("tiny", "tiny/shallow")
+    assert record["status"] == "FINISHED"
+    assert_in_mlflow(record["points"], plain)
     flat = config.flatten(tiny())
-    assert found["params"].keys() == flat.keys()
-    assert found["params"]["train.batch_size"] == "32"
-    assert found["params"]["model.arch"] == "cifar_resnet:8"
-    assert found["params"]["seeding.run"] == '""'
+    assert record["params"].keys() == flat.keys()
+    assert record["params"]["train.batch_size"] == "32"
+    assert record["params"]["model.arch"] == "cifar_resnet:8"
+    assert record["params"]["seeding.run"] == '""'
     result = run.read("result")
-    own = {name: value for name, step, value in found["points"] if name.startswith("result.")}
+    own = {name: value for name, step, value in record["points"] if name.startswith("result.")}
     assert own == {f"result.{name}": value for name, value in sender.numbers(result).items()}
-    assert found["tags"]["cnn_depth.run"] == run.id
-    assert found["tags"]["cnn_depth.jax"] == jax.__version__
-    assert found["tags"]["cnn_depth.result.devices"] == result["devices"]
-    assert found["files"] == ["curves.png", *sorted(sender.KEPT)]
+    assert record["tags"]["cnn_depth.run"] == run.id
+    assert record["tags"]["cnn_depth.jax"] == jax.__version__
+    assert record["tags"]["cnn_depth.result.devices"] == result["devices"]
+    assert record["files"] == ["curves.png", *sorted(sender.KEPT)]
     assert not (tmp_path / "mlruns").exists()
-    kept = list((tmp_path / "runs" / "mlflow-artifacts").rglob("result.json"))
-    assert [json.loads(path.read_text()) for path in kept] == [result]
+    files = list((tmp_path / "runs" / "mlflow-artifacts").rglob("result.json"))
+    assert [json.loads(path.read_text()) for path in files] == [result]
 
 
 def of_wandb(run):
@@ -487,13 +487,13 @@ def of_wandb(run):
 
 def records(file):
     words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    done = subprocess.run(
+    process = subprocess.run(
         words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
     )
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert process.returncode == 0, process.stderr
+    entries = [json.loads(line) for line in process.stdout.splitlines()]
     return {
-        kind: [record[kind] for record in found if record["type"] == kind]
+        kind: [entry[kind] for entry in entries if entry["type"] == kind]
         for kind in ("run", "history", "summary", "exit")
     }
 
@@ -513,20 +513,20 @@ def test_wandb_has_a_run_once_however_often_it_is_killed(plain, patient, tmp_pat
     run = create(tiny(), tmp_path / "runs")
     killed(run, 9, (run.folder / "wandb" / "sent.json").exists)
     assert finish(run) == []
-    found = of_wandb(run)
-    (about,) = found["run"]
+    by_kind = of_wandb(run)
+    (about,) = by_kind["run"]
     assert about["run_id"] == run.id
     assert (about["display_name"], about["run_group"]) == ("tiny/shallow", "tiny")
     own = about["config"]["update"]
     assert own.items() >= json.loads(json.dumps(config.flatten(tiny()))).items()
-    assert [row["step"] for row in rows_of(found["history"])] == [4, 8, 12]
-    assert points(rows_of(found["history"])) == points(plain.logged())
-    summary = {k: v for record in found["summary"] for k, v in record["update"].items()}
+    assert [row["step"] for row in rows_of(by_kind["history"])] == [4, 8, 12]
+    assert points(rows_of(by_kind["history"])) == points(plain.logged())
+    summary = {k: v for record in by_kind["summary"] for k, v in record["update"].items()}
     for name, value in run.read("result").items():
         assert summary[f"result.{name}"] == value or math.isclose(summary[f"result.{name}"], value)
-    assert any("curves" in key for key in found["history"][-1]["item"])
-    (kept,) = run.folder.glob("wandb/offline-run-*/files/result.json")
-    assert json.loads(kept.read_text()) == run.read("result")
+    assert any("curves" in key for key in by_kind["history"][-1]["item"])
+    (file,) = run.folder.glob("wandb/offline-run-*/files/result.json")
+    assert json.loads(file.read_text()) == run.read("result")
     assert not (tmp_path / "wandb").exists()
 
 
@@ -577,6 +577,6 @@ def test_sending_later_and_twice_gives_each_point_once(plain, tmp_path):
     run = runs.Run(tmp_path / plain.id)
     for _ in range(2):
         assert following.send(run, "mlflow") == ""
-    (found,) = of_mlflow(tmp_path)
-    assert_in_mlflow(found["points"], plain)
-    assert found["status"] == "FINISHED"
+    (record,) = of_mlflow(tmp_path)
+    assert_in_mlflow(record["points"], plain)
+    assert record["status"] == "FINISHED"

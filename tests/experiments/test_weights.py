@@ -105,16 +105,16 @@ def test_cifar_100s_networks_see_its_images_and_other_numbers_of_classes_ask(tmp
 def test_importing_twice_makes_one_run_and_other_weights_another(cifar_file, tmp_path):
     _, path = cifar_file
     first = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs")
-    made = (first.folder / "run.json").stat().st_mtime_ns
+    modified = (first.folder / "run.json").stat().st_mtime_ns
     assert weights.import_run(path, "cifar_resnet:8", tmp_path / "runs").folder == first.folder
-    assert (first.folder / "run.json").stat().st_mtime_ns == made
+    assert (first.folder / "run.json").stat().st_mtime_ns == modified
     names = [f"class {i}" for i in range(10)]
-    other = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs", class_names=names)
-    assert other.folder != first.folder
-    assert classifier.load(other.folder).class_names == tuple(names)
+    second = weights.import_run(path, "cifar_resnet:8", tmp_path / "runs", class_names=names)
+    assert second.folder != first.folder
+    assert classifier.load(second.folder).class_names == tuple(names)
     with pytest.raises(runs.RunError, match="is another run"):
         weights.import_run(path, "cifar_resnet:8", tmp_path, out=first.folder, class_names=names)
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted([first.id, other.id])
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted([first.id, second.id])
 
 
 def test_what_is_exported_and_imported_again_is_the_same_to_the_last_bit(cifar_file, tmp_path):
@@ -147,12 +147,12 @@ def test_an_imported_run_is_tested_on_folders_files_and_arrays_alike(cifar_file,
         folder = tmp_path / "folder" / weights.CIFAR10_CLASSES[label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{i:02}.png")
-    seen = []
+    progress = []
     mesh = devices.mesh()
 
     @contextlib.contextmanager
     def bar(label):
-        yield lambda *found: seen.append(found)
+        yield lambda *counts: progress.append(counts)
 
     by_array, by_file = (
         evaluate.Subject(run, mesh, evaluate.EvaluationSettings(data=str(data)), bar)
@@ -162,9 +162,9 @@ def test_an_imported_run_is_tested_on_folders_files_and_arrays_alike(cifar_file,
     )
     posteriors = classifier.load(run.folder)(x)
     wrong = int((posteriors.argmax(axis=1) != y).sum())
-    for found in (by_array, by_file):
-        assert (found["n"], found["top1_errors_count"]) == (30, wrong)
-    assert seen[-1] == (30, 30)
+    for result in (by_array, by_file):
+        assert (result["n"], result["top1_errors_count"]) == (30, wrong)
+    assert progress[-1] == (30, 30)
     saved = sorted(path.name for path in (run.folder / "predictions").iterdir())
     assert [name.rpartition("-")[0] for name in saved] == [
         "other-center-Q32-folder",
@@ -200,8 +200,8 @@ def test_the_options_that_follow_from_the_source_are_in_the_run_s_config(tmp_pat
     config = run.config()
     assert config.model.stride_in == "3x3"
     assert (config.data.image_size, config.test.Q) == (224, 256)
-    made = json.loads((run.folder / "run.json").read_text())["imported"]
-    assert (made["file"], made["naming"]) == ("resnet50.safetensors", "torchvision")
+    imported = json.loads((run.folder / "run.json").read_text())["imported"]
+    assert (imported["file"], imported["naming"]) == ("resnet50.safetensors", "torchvision")
     assert classifier.load(run.folder).class_names[0] == "tench, Tinca tinca"
 
 
@@ -320,10 +320,12 @@ def test_average_and_raw_weights_of_a_file_are_two_runs(cifar_file, tmp_path):
         state = flat_state(nnx.state(classifier.load(run.folder).network))
         return run.id, np.asarray(state["fc/bias"])
 
-    (first, by_default), (second, asked), (third, raw_bias) = map(bias, (None, "average", "raw"))
+    (first, default_bias), (second, average_bias), (third, raw_bias) = map(
+        bias, (None, "average", "raw")
+    )
     assert first == second != third
-    np.testing.assert_array_equal(by_default, raw["linear.bias"].numpy() + 1)
-    np.testing.assert_array_equal(asked, by_default)
+    np.testing.assert_array_equal(default_bias, raw["linear.bias"].numpy() + 1)
+    np.testing.assert_array_equal(average_bias, default_bias)
     np.testing.assert_array_equal(raw_bias, raw["linear.bias"].numpy())
     assert [note.endswith("(--which-weights raw takes that)") for note in notes] == [1, 1, 0]
     assert notes[0].startswith(f"{both}: its 'model_ema' was taken, not 'model'")
