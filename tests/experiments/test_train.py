@@ -161,7 +161,7 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path)
     for step in sorted(random.choice(np.arange(1, 11), 3, replace=False)):
         assert kill_at(run, step, environment) == -signal.SIGKILL, f"killed at step {step}"
         assert run_state.of(run)[0] == "interrupted"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "launch.executors.worker", str(run.folder)],
         stdout=subprocess.PIPE,
         text=True,
@@ -169,8 +169,8 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path)
         env=environment,
         check=False,
     )
-    assert done.returncode == 0, (run.folder / "log.txt").read_text()
-    first = json.loads(done.stdout.splitlines()[0])
+    assert process.returncode == 0, (run.folder / "log.txt").read_text()
+    first = json.loads(process.stdout.splitlines()[0])
     assert first["event"] == "start"
     assert first["step"] > 0, "it started anew instead of going on"
     assert_same_bits(network(run), network(finished))
@@ -253,21 +253,21 @@ def test_best_is_the_same_however_a_run_is_stopped_or_saved(
 
 def stop_at(run, step):
     """Trains a run until it has made `step` steps; it is saved there."""
-    seen = [0]
+    steps = [0]
     with run.lock(), pytest.raises(train.Interrupted):
         train.train(
             run,
             mesh(),
-            on_event=lambda event: seen.append(event.get("step", 0)),
-            stop=lambda: seen[-1] >= step,
+            on_event=lambda event: steps.append(event.get("step", 0)),
+            stop=lambda: steps[-1] >= step,
         )
 
 
 def lines(run):
     """Of metrics.jsonl, without what depends on the clock."""
-    found = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    logged = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return [
-        {k: v for k, v in line.items() if k not in ("images_per_s", "seconds")} for line in found
+        {k: v for k, v in line.items() if k not in ("images_per_s", "seconds")} for line in logged
     ]
 
 
@@ -330,11 +330,11 @@ def test_run_whose_checkpoints_are_all_damaged_is_told_so(tmp_path, capfd):
     stop_at(run, 7)
     for step in ("4", "7"):
         cut(run.checkpoints / step)
-    with run.lock(), pytest.raises(checkpoints.CheckpointError) as told:
+    with run.lock(), pytest.raises(checkpoints.CheckpointError) as error:
         train.train(run, mesh())
-    assert str(run.checkpoints) in str(told.value)
-    assert "\n" not in str(told.value)
-    assert "delete the run's folder to train it anew" in str(told.value)
+    assert str(run.checkpoints) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "delete the run's folder to train it anew" in str(error.value)
     assert capfd.readouterr().err == ""
     for which in ("last", "best"):
         with pytest.raises(checkpoints.CheckpointError):
@@ -345,12 +345,12 @@ def test_one_more_checkpoint_is_kept_while_training_and_none_after(finished, tmp
     run = create(tiny(checkpoint__every_steps=1, train__validate_every_epochs=5.0), tmp_path)
     stop_at(run, 7)
 
-    def there(one):
-        return sorted(int(p.name) for p in one.checkpoints.iterdir() if p.name.isdecimal())
+    def saved_steps(r):
+        return sorted(int(p.name) for p in r.checkpoints.iterdir() if p.name.isdecimal())
 
-    assert there(run) == [6, 7]
+    assert saved_steps(run) == [6, 7]
     best = checkpoints.step_of(finished.checkpoints, "best")
-    assert there(finished) == sorted({best, 12})
+    assert saved_steps(finished) == sorted({best, 12})
 
 
 def test_cut_metrics_are_told_when_the_run_goes_on(tmp_path):
@@ -359,8 +359,8 @@ def test_cut_metrics_are_told_when_the_run_goes_on(tmp_path):
     os.truncate(run.metrics, run.metrics.stat().st_size // 3)
     notes = []
     finish(run, on_event=lambda e: notes.append(e.get("text")))
-    (told,) = filter(None, notes)
-    assert told.startswith(f"{run.metrics} lacks lines before step 9")
+    (message,) = filter(None, notes)
+    assert message.startswith(f"{run.metrics} lacks lines before step 9")
 
 
 # ------------------------------------------------------------------------------- failing kindly
@@ -396,9 +396,9 @@ def test_full_disk_under_a_checkpoint_is_one_line_and_loses_nothing(finished, tm
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ocp.training.Checkpointer, "save_async", until_full)
-        with run.lock(), pytest.raises(checkpoints.CheckpointError) as told:
+        with run.lock(), pytest.raises(checkpoints.CheckpointError) as error:
             train.train(run, mesh())
-    assert str(told.value) == (
+    assert str(error.value) == (
         f"a checkpoint can't be written in {run.checkpoints}: No space left on device; step 4 is "
         "kept, and the run goes on from there"
     )
@@ -424,11 +424,11 @@ def test_checkpoint_whose_files_can_not_be_written_says_nothing_else(fresh_pytho
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "experiments")))
     off = {"JAX_ENABLE_COMPILATION_CACHE": "false", "PYTHONPATH": path}
     for attempt in ("a", "b"):  # what the threads say depends on who is first
-        done = fresh_python("-c", LITTLE_ROOM, str(tmp_path / attempt), **off)
-        assert "checkpoints: " in done.stdout, done.stderr
-        assert "File too large" in done.stdout
-        assert len(done.stdout.splitlines()) == 1
-        assert (done.returncode, done.stderr) == (0, "")
+        process = fresh_python("-c", LITTLE_ROOM, str(tmp_path / attempt), **off)
+        assert "checkpoints: " in process.stdout, process.stderr
+        assert "File too large" in process.stdout
+        assert len(process.stdout.splitlines()) == 1
+        assert (process.returncode, process.stderr) == (0, "")
 
 
 class Full:
@@ -455,9 +455,9 @@ def test_full_disk_under_the_log_is_one_line_and_loses_nothing(finished, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(train.MetricsLog, "__init__", with_little_room)
-        with run.lock(), pytest.raises(runs.RunError) as told:
+        with run.lock(), pytest.raises(runs.RunError) as error:
             train.train(run, mesh())
-    assert str(told.value) == f"{run.metrics} can't be written: No space left on device"
+    assert str(error.value) == f"{run.metrics} can't be written: No space left on device"
     saved = max(int(p.name) for p in run.checkpoints.iterdir() if p.name.isdecimal())
     assert saved >= 4
     goes_on(run, finished, saved)
@@ -477,9 +477,9 @@ def test_other_files_on_a_full_disk_are_named(name, tmp_path, monkeypatch):
     replace, savez = os.replace, np.savez
     monkeypatch.setattr(os, "replace", lambda a, b: full() if b.name == name else replace(a, b))
     monkeypatch.setattr(np, "savez", lambda p, **a: full() if p.name == name else savez(p, **a))
-    with run.lock(), pytest.raises(runs.RunError, match="No space left on device") as told:
+    with run.lock(), pytest.raises(runs.RunError, match="No space left on device") as error:
         train.train(run, mesh())
-    assert str(run.folder) in str(told.value)
+    assert str(run.folder) in str(error.value)
     assert not list(run.folder.glob("*.partial"))
 
 
@@ -491,9 +491,9 @@ def test_folder_that_is_deleted_under_a_training_ends_it_in_one_line(tmp_path):
             while run.folder.exists():  # a checkpoint may be written into it meanwhile
                 shutil.rmtree(run.folder, ignore_errors=True)
 
-    with run.lock(), pytest.raises(runs.RunError) as told:
+    with run.lock(), pytest.raises(runs.RunError) as error:
         train.train(run, mesh(), on_event=on_event)
-    assert str(told.value) == f"{run.folder} was deleted while it was written"
+    assert str(error.value) == f"{run.folder} was deleted while it was written"
     assert not run.metrics.exists()
 
 
@@ -513,11 +513,11 @@ def test_memory_that_is_too_small_for_a_step_names_what_makes_less_do(
 
     with monkeypatch.context() as patch:
         patch.setattr(training_state.Training, "advance", small)
-        with run.lock(), pytest.raises(runs.RunError) as told:
+        with run.lock(), pytest.raises(runs.RunError) as error:
             train.train(run, mesh())
     for words in ("train.accumulate (1)", "train.remat=True", "model.dtype=bfloat16", "9000 bytes"):
-        assert words in str(told.value)
-    assert "\n" not in str(told.value)
+        assert words in str(error.value)
+    assert "\n" not in str(error.value)
     assert not run.diverged
     goes_on(run, finished, 4)
 
@@ -532,11 +532,11 @@ def test_memory_that_is_too_small_for_a_test_names_what_makes_less_do(tmp_path, 
         return forward
 
     monkeypatch.setattr(tester.Tester, "_program", small)
-    with run.lock(), pytest.raises(runs.RunError) as told:
+    with run.lock(), pytest.raises(runs.RunError) as error:
         train.train(run, mesh())
-    assert "test 50 images at once" in str(told.value)
-    assert "test.batch_size" in str(told.value)
-    assert "train.accumulate" not in str(told.value)
+    assert "test 50 images at once" in str(error.value)
+    assert "test.batch_size" in str(error.value)
+    assert "train.accumulate" not in str(error.value)
 
 
 def test_other_errors_of_a_device_are_no_want_of_memory(tmp_path, monkeypatch):
@@ -556,41 +556,41 @@ def test_other_errors_of_a_device_are_no_want_of_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize("part", ["on training images", "on test images"])
 def test_final_test_shows_progress_and_goes_on_where_it_was_stopped(part, tmp_path):
     small = tiny(test__batch_size=64, train__steps=2)
-    whole, run = create(small, tmp_path / "whole"), create(small, tmp_path / "stopped")
-    told = {}
-    finish(whole, on_event=lambda e: note(told, e))
+    undisturbed, run = create(small, tmp_path / "whole"), create(small, tmp_path / "stopped")
+    progress = {}
+    finish(undisturbed, on_event=lambda e: note(progress, e))
     tests = {"on training images", "on test images"}
-    assert told.keys() == tests
-    n = whole.read("result")["n"]
-    assert told["on test images"][-1] == (n, n)
-    assert len(told["on test images"]) == -(-n // 64)
+    assert progress.keys() == tests
+    n = undisturbed.read("result")["n"]
+    assert progress["on test images"][-1] == (n, n)
+    assert len(progress["on test images"]) == -(-n // 64)
 
-    seen = {}
+    before_stop = {}
     with run.lock(), pytest.raises(train.Interrupted, match="goes on from there"):
         train.train(
             run,
             mesh(),
-            on_event=lambda e: note(seen, e),
-            stop=lambda: part in seen and seen[part][-1][0] >= 128,
+            on_event=lambda e: note(before_stop, e),
+            stop=lambda: part in before_stop and before_stop[part][-1][0] >= 128,
         )
-    assert seen[part][-1][0] == 128
+    assert before_stop[part][-1][0] == 128
     assert run.read("result") is None
-    again = {}
-    finish(run, on_event=lambda e: note(again, e))
-    assert again[part] == [pair for pair in told[part] if pair[0] > 128]
+    after_stop = {}
+    finish(run, on_event=lambda e: note(after_stop, e))
+    assert after_stop[part] == [pair for pair in progress[part] if pair[0] > 128]
     clock = {"images_per_s", "seconds", "compile_seconds", "finished"}
-    for name in whole.read("result").keys() - clock:
-        assert run.read("result")[name] == whole.read("result")[name], name
-    kept = [r.folder / "predictions" / "test-center.npz" for r in (whole, run)]
-    first, second = map(predictions.load, kept)
+    for name in undisturbed.read("result").keys() - clock:
+        assert run.read("result")[name] == undisturbed.read("result")[name], name
+    files = [r.folder / "predictions" / "test-center.npz" for r in (undisturbed, run)]
+    first, second = map(predictions.load, files)
     for name, column in vars(first).items():
         np.testing.assert_array_equal(column, getattr(second, name))
-    assert sorted(p.name for p in kept[1].parent.iterdir()) == ["test-center.npz"]
+    assert sorted(p.name for p in files[1].parent.iterdir()) == ["test-center.npz"]
 
 
-def note(told, event):
+def note(progress, event):
     if event["event"] == "testing":
-        told.setdefault(event["what"], []).append((event["images"], event["of"]))
+        progress.setdefault(event["what"], []).append((event["images"], event["of"]))
 
 
 # ------------------------------------------------------------------------- what a step computes
@@ -651,22 +651,22 @@ np.savez(sys.argv[1], **flat)
 )
 def test_one_step_is_the_same_on_1_2_4_and_8_devices(options, tmp_path, fresh_python):
     out = tmp_path / "steps.npz"
-    given = (str(out), repr(list(options.items())))
+    arguments = (str(out), repr(list(options.items())))
     # Four programs: what devices exchange is settled before code is optimised.
     flags = "--xla_backend_optimization_level=0"
-    done = fresh_python("-c", DEVICES, *given, devices=8, XLA_FLAGS=flags)
-    assert done.returncode == 0, done.stderr
+    process = fresh_python("-c", DEVICES, *arguments, devices=8, XLA_FLAGS=flags)
+    assert process.returncode == 0, process.stderr
     with np.load(out) as file:
-        found = {key: file[key] for key in file.files}
-    names = [key.removeprefix("1 ") for key in found if key.startswith("1 ")]
+        arrays = {key: file[key] for key in file.files}
+    names = [key.removeprefix("1 ") for key in arrays if key.startswith("1 ")]
     for devices in (2, 4, 8):
-        differ = {name: found[f"{devices} {name}"] - found[f"1 {name}"] for name in names}
-        whole = np.concatenate([found[f"1 {name}"].ravel() for name in names])
+        differ = {name: arrays[f"{devices} {name}"] - arrays[f"1 {name}"] for name in names}
+        reference = np.concatenate([arrays[f"1 {name}"].ravel() for name in names])
         off = np.concatenate([differ[name].ravel() for name in names])
-        assert np.linalg.norm(off) < 1e-6 * np.linalg.norm(whole), devices
+        assert np.linalg.norm(off) < 1e-6 * np.linalg.norm(reference), devices
         # Biases start at zero: what is in them after one step is a sum of rounded terms.
         for name in names:
-            size = np.linalg.norm(found[f"1 {name}"])
+            size = np.linalg.norm(arrays[f"1 {name}"])
             assert np.linalg.norm(differ[name]) <= 1e-5 * size, (devices, name)
 
 
@@ -716,7 +716,7 @@ def test_the_time_left_is_told_from_the_recent_rate():
     assert steps(130, 0.5) == pytest.approx(64)
     assert state.images_per_second == pytest.approx(32 * 232 / 7_367)
     host = {"seconds": 5_000.0, "compile_seconds": 1.0, "schedule": None, "window": {}}
-    state.schedule = SimpleNamespace(restore=lambda kept: None)
+    state.schedule = SimpleNamespace(restore=lambda saved: None)
     state.resume(100, {}, host)
     assert steps(1, 0.25) == pytest.approx(128)
 
@@ -735,10 +735,10 @@ def test_accumulated_gradient_is_that_of_the_whole_batch():
     # Without BatchNorm, whose groups would differ, and without dropout.
     options = {"model__arch": "vgg:A", "data__image_size": 32, "model__width": 0.0625}
     options |= {"model__dropout": 0.0, "model__init": "he", "data__divide_by_std": True}
-    whole = first_steps(tiny(**options))
+    at_once = first_steps(tiny(**options))
     parts = first_steps(tiny(**options, train__accumulate=4))
-    for name in whole:
-        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for name in at_once:
+        np.testing.assert_allclose(parts[name], at_once[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def weighted_mean(arrays, decay):
@@ -754,24 +754,24 @@ def weighted_mean(arrays, decay):
 def test_average_is_a_weighted_mean_of_parameters_and_statistics(decay):
     c = tiny(train__ema=decay, train__steps=6, model__bn_group_size=16)
     training = started(c, 0)
-    start, seen = {n: np.asarray(a) for n, a in training.state["ema"].items()}, []
+    start, by_step = {n: np.asarray(a) for n, a in training.state["ema"].items()}, []
     for _ in range(6):
         training.advance(1)
         now = {**training.state["params"], **training.state["stats"]}
-        seen.append({n: np.asarray(a, np.float64) for n, a in now.items()})
-    assert start.keys() == seen[0].keys()
+        by_step.append({n: np.asarray(a, np.float64) for n, a in now.items()})
+    assert start.keys() == by_step[0].keys()
     tested = {n: a for tree in training.tested() for n, a in tree.items()}
     for name, array in tested.items():
-        mean, left = weighted_mean([arrays[name] for arrays in seen], decay)
-        expected = mean + left * start[name]
+        mean, start_share = weighted_mean([arrays[name] for arrays in by_step], decay)
+        expected = mean + start_share * start[name]
         np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_average_with_a_long_decay_leaves_the_start_behind():
     # A plain average of decay 0.9999 would be 99.5% the initial values after 50 steps.
     steps = [np.full(1, 1.0)] * 50
-    mean, left = weighted_mean(steps, 0.9999)
-    assert left < 1e-9
+    mean, start_share = weighted_mean(steps, 0.9999)
+    assert start_share < 1e-9
     assert mean == pytest.approx(1)
 
 
@@ -809,8 +809,8 @@ def test_the_averaged_network_is_what_is_tested_exported_and_seeds(averaged, tmp
     seeded = tiny(seeding__run=averaged.id, train__steps=1)
     run = create(seeded, averaged.folder.parent)
     d = data.prepare(seeded, prep=preprocessing.inherited(run, seeded))
-    found, _ = train._seeds(run, seeded, d)
-    assert_same_bits(found, {**params, **stats})
+    values, _ = train._seeds(run, seeded, d)
+    assert_same_bits(values, {**params, **stats})
 
 
 # ------------------------------------------------------------------------------- freezing
@@ -860,9 +860,9 @@ def test_frozen_norm_uses_its_statistics_in_training():
     soft /= soft.sum(axis=1, keepdims=True)
     gradient = features.T @ (soft - np.eye(d.classes)[np.asarray(y)]) / len(x)
     training.advance(1)
-    found = np.asarray(training.state["params"]["fc/kernel"])
+    kernel = np.asarray(training.state["params"]["fc/kernel"])
     expected = start["fc/kernel"] - 0.5 * gradient
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -893,15 +893,15 @@ def test_nothing_is_computed_backward_before_the_first_trained_layer(options, fr
 
 @with_onednn
 def test_frozen_layers_with_onednn_are_those_of_xla():
-    found, calls = {}, {}
+    params, calls = {}, {}
     for whose, freeze in (("xla", FROZEN), ("onednn", FROZEN), ("onednn", ())):
         c = tiny(optimizer__freeze=freeze)
         training = started(c, whose=whose)
-        found[whose, freeze] = training.state["params"]
+        params[whose, freeze] = training.state["params"]
         calls[whose, freeze] = training.compiled[1].as_text().count("__onednn$convolution")
     assert 0 < calls["onednn", FROZEN] < calls["onednn", ()] / 1.5
-    for name, array in found["xla", FROZEN].items():
-        np.testing.assert_allclose(found["onednn", FROZEN][name], array, rtol=1e-4, atol=1e-5)
+    for name, array in params["xla", FROZEN].items():
+        np.testing.assert_allclose(params["onednn", FROZEN][name], array, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_statistics_of_a_frozen_norm_are_not_taken_anew(averaged):
@@ -952,17 +952,17 @@ def lowered_step(c):
 )
 def test_every_product_of_a_step_and_of_its_tests_has_the_precision_asked_for(options):
     counts = {}
-    for asked in ("default", "high", "highest"):
-        c = tiny(**options, model__width=0.125, model__precision=asked)
+    for precision in ("default", "high", "highest"):
+        c = tiny(**options, model__width=0.125, model__precision=precision)
         training, step = lowered_step(c)
         tester_ = train._tester(c, training.data, mesh(), training)
         params, stats = training.tested()
-        counts[asked] = [precisions(step)]
+        counts[precision] = [precisions(step)]
         size = c.data.image_size
         for view in (training.data.centre, crops.WholeView(Q=size)):
             inputs = {"indices": np.zeros(4, np.int32)}
             program = tester_.program(view)
-            counts[asked].append(
+            counts[precision].append(
                 precisions(program.lower(params, stats, training.constants, inputs))
             )
     for plain, high, highest in zip(*counts.values(), strict=True):
@@ -980,23 +980,21 @@ def test_classifier_and_batch_statistics_have_the_precision_of_their_run(
     assert run.id != finished.id
     result = finish(run)
     assert result["precision"] == "highest"
-    asked = []
-    monkeypatch.setattr(
-        jax.lax, "conv_general_dilated", noting(jax.lax.conv_general_dilated, asked)
-    )
+    used = []
+    monkeypatch.setattr(jax.lax, "conv_general_dilated", noting(jax.lax.conv_general_dilated, used))
     classifier.load(run.folder)(np.zeros((2, 8, 8, 1), np.uint8))
     _, trees = checkpoints.load_network(run.checkpoints)
     d = data.prepare(run.config())
     evaluate.batch_statistics(run.config(), d, mesh(), *experiments_network.for_tests(trees), 32)
-    assert asked
-    assert set(asked) == {"highest"}
+    assert used
+    assert set(used) == {"highest"}
 
 
-def noting(function, asked):
+def noting(function, used):
     """`function`, which notes at which precision JAX multiplies while it is traced."""
 
     def noted(*args, **options):
-        asked.append(jax.config.jax_default_matmul_precision)
+        used.append(jax.config.jax_default_matmul_precision)
         return function(*args, **options)
 
     return noted
@@ -1019,9 +1017,9 @@ def test_bfloat16_on_a_cpu_is_said_to_be_no_faster(dtype, tmp_path):
 
 
 def test_bfloat16_trains():
-    found = first_steps(tiny(model__dtype="bfloat16"))
+    arrays = first_steps(tiny(model__dtype="bfloat16"))
     reference = first_steps(tiny())
-    for name, array in found.items():
+    for name, array in arrays.items():
         assert array.dtype == np.float32
         scale = np.abs(reference[name]).max()
         assert np.abs(array - reference[name]).max() < 0.1 * scale + 0.02, name
@@ -1059,19 +1057,21 @@ def test_gradients_are_logged_by_layer_however_a_run_is_stopped(tmp_path):
         before.advance(1)
         before.finish_steps()
         for name, array in before.state["params"].items():
-            found = np.square((weights[name] - np.asarray(array)) / lr).mean()
-            squares[name] = squares.get(name, 0) + found / 2
+            gradients = np.square((weights[name] - np.asarray(array)) / lr).mean()
+            squares[name] = squares.get(name, 0) + gradients / 2
     layers = {name.removesuffix("/kernel") for name in squares if name.endswith("/kernel")}
     assert {k for k in logged[0] if k.startswith("gradient/")} == {f"gradient/{n}" for n in layers}
     for layer in layers:
-        wanted = np.sqrt(squares[f"{layer}/kernel"])
-        assert logged[0][f"gradient/{layer}"] == pytest.approx(wanted, rel=1e-2)
-    found = layer_statistics.logged(Looking(Extractor(run, mesh(), "digits")))
-    assert {one.layer for one in found} == layers
-    for one in found:
-        assert one.values.tolist() == [line[f"gradient/{one.layer}"] for line in logged]
-        assert one.epochs.tolist() == [line["epoch"] for line in logged]
-    assert [one.depth for one in found] == sorted(one.depth for one in found)
+        expected = np.sqrt(squares[f"{layer}/kernel"])
+        assert logged[0][f"gradient/{layer}"] == pytest.approx(expected, rel=1e-2)
+    gradients = layer_statistics.logged(Looking(Extractor(run, mesh(), "digits")))
+    assert {gradient.layer for gradient in gradients} == layers
+    for gradient in gradients:
+        assert gradient.values.tolist() == [line[f"gradient/{gradient.layer}"] for line in logged]
+        assert gradient.epochs.tolist() == [line["epoch"] for line in logged]
+    assert [gradient.depth for gradient in gradients] == sorted(
+        gradient.depth for gradient in gradients
+    )
 
 
 def test_result_counts_every_test_image_once(finished):
@@ -1107,13 +1107,13 @@ def test_one_number_that_is_not_finite_is_found_wherever_it_is(shape, value, pla
         "cpu": training_step._all_finite,
         "others": lambda tree: training_step.each_finite(*jax.tree.leaves(tree)),
     }
-    whole = jax.jit(on[platform])
+    is_finite = jax.jit(on[platform])
     tree = {"a": jax.numpy.ones(shape), "b": [jax.numpy.zeros((5, 7))] * 40}
-    assert whole(tree)
+    assert is_finite(tree)
     for place in (0, tree["a"].size // 2, tree["a"].size - 1):
         broken = np.ones(shape, np.float32)
         broken.flat[place] = value
-        assert not whole({**tree, "a": jax.numpy.asarray(broken)})
+        assert not is_finite({**tree, "a": jax.numpy.asarray(broken)})
 
 
 def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
@@ -1133,10 +1133,10 @@ def test_batch_that_does_not_divide_over_the_devices_is_an_error(fresh_python):
         "import sys; sys.path.insert(0, 'tests/experiments'); import test_train as t;"
         "t.first_steps(t.tiny(train__batch_size=30), 8)"
     )
-    done = fresh_python("-c", code, devices=8)
-    assert "ConfigError" in done.stderr
-    assert "30" in done.stderr
-    assert "8 devices" in done.stderr
+    process = fresh_python("-c", code, devices=8)
+    assert "ConfigError" in process.stderr
+    assert "30" in process.stderr
+    assert "8 devices" in process.stderr
 
 
 @pytest.fixture
