@@ -34,13 +34,13 @@ def encoded(image, kind="JPEG", **options):
 
 def without_tables(content):
     """A JPEG without its quantisation tables: plain from outside, and no decoder can read it."""
-    at, kept = 2, [content[:2]]
+    at, segments = 2, [content[:2]]
     while content[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
         if content[at + 1] != 0xDB:
-            kept.append(content[at:end])
+            segments.append(content[at:end])
         at = end
-    return b"".join([*kept, content[at:]])
+    return b"".join([*segments, content[at:]])
 
 
 def contents(source):

@@ -32,11 +32,16 @@ def xml(*objects, database="ILSVRC_2012", size=(500, 375), more=""):
         f"<ymax>{d}</ymax></bndbox></object>\n"
         for name, a, b, c, d in objects
     )
-    told = ""
+    size_element = ""
     if size:
-        told = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
+        size_element = (
+            f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
+        )
     head = f"<folder>x</folder><filename>%s</filename><source><database>{database}</database>"
-    return f"<annotation>\n{head}</source>{told}<segmented>0</segmented>{text}{more}</annotation>"
+    return (
+        f"<annotation>\n{head}</source>{size_element}<segmented>0</segmented>"
+        f"{text}{more}</annotation>"
+    )
 
 
 @pytest.fixture
@@ -55,26 +60,26 @@ ILSVRC = {
 }
 
 
-def assert_is_ilsvrc(found):
-    assert found.train.counts.tolist() == [1, 2, 0, 1]
-    assert found.train.edges.tolist() == [
+def assert_is_ilsvrc(annotations):
+    assert annotations.train.counts.tolist() == [1, 2, 0, 1]
+    assert annotations.train.edges.tolist() == [
         [0, 10, 500, 375],
         [1, 2, 4, 5],
         [40, 30, 41, 31],
         [5, 6, 8, 9],
     ]
-    assert found.train.sizes.tolist() == [[375, 500], [40, 50], [0, 0], [375, 500]]
-    assert found.test.counts.tolist() == [0, 1]
-    assert found.test.edges.tolist() == [[111, 108, 442, 194]]
-    assert found.problems == {}
-    assert found.notes == ()
+    assert annotations.train.sizes.tolist() == [[375, 500], [40, 50], [0, 0], [375, 500]]
+    assert annotations.test.counts.tolist() == [0, 1]
+    assert annotations.test.edges.tolist() == [[111, 108, 442, 194]]
+    assert annotations.problems == {}
+    assert annotations.notes == ()
 
 
 def test_ilsvrc_counts_pixels_from_0_and_gives_the_last_one(images, tmp_path):
-    told = []
+    progress = []
     root = write_files(tmp_path / "Annotations", ILSVRC)
-    assert_is_ilsvrc(read_boxes(str(root), images, lambda *done: told.append(done)))
-    assert told == [(4, 4)]
+    assert_is_ilsvrc(read_boxes(str(root), images, lambda *step: progress.append(step)))
+    assert progress == [(4, 4)]
 
 
 def test_folders_of_annotations_may_be_named_one_by_one(images, tmp_path):
@@ -95,19 +100,19 @@ def write_tars(folder, names, kind):
 
 
 def test_tars_are_read_as_they_are_given_out(images, tmp_path):
-    given = ("ILSVRC2012_bbox_train_v2.tar.gz", "ILSVRC2012_bbox_val_v3.tgz")
-    paths = write_tars(tmp_path / "given", given, "gz")
+    names = ("ILSVRC2012_bbox_train_v2.tar.gz", "ILSVRC2012_bbox_val_v3.tgz")
+    paths = write_tars(tmp_path / "given", names, "gz")
     assert_is_ilsvrc(read_boxes(str(tmp_path / "given"), images))
     assert_is_ilsvrc(read_boxes(":".join(map(str, paths)), images))
     plain = write_tars(tmp_path / "plain", ("a.tar", "b.tar"), "")
     assert_is_ilsvrc(read_boxes(":".join(map(str, plain)), images))
-    whole = paths[0].read_bytes()
-    contents = gzip.decompress(whole)
+    compressed = paths[0].read_bytes()
+    contents = gzip.decompress(compressed)
     member = contents.index(b"n01440764/n01440764_2.xml")
     for damaged in (
-        whole[:-200],
-        whole[:-8] + b"\0" * 8,  # the checksum
-        whole[:60] + b"\xff" * 9 + whole[69:],
+        compressed[:-200],
+        compressed[:-8] + b"\0" * 8,  # the checksum
+        compressed[:60] + b"\xff" * 9 + compressed[69:],
         contents[:member],  # whole members, but no end
         contents[: member + 100],
         contents[:member] + b"n" * 512 + contents[member + 512 :],
@@ -133,11 +138,11 @@ KAGGLE = {
 def test_kaggles_tables_are_those_boxes_without_sizes(images, tmp_path):
     root = write_files(tmp_path / "kaggle", KAGGLE | {"LOC_sample_submission.csv": "a,b"})
     for path in (str(root), ":".join(str(root / name) for name in KAGGLE)):
-        found = read_boxes(path, images)
-        assert not found.train.sizes.any()
+        annotations = read_boxes(path, images)
+        assert not annotations.train.sizes.any()
         sizes = np.array([[375, 500], [40, 50], [0, 0], [375, 500]])
-        sized = dataclasses.replace(found.train, sizes=sizes)
-        assert_is_ilsvrc(dataclasses.replace(found, train=sized))
+        sized = dataclasses.replace(annotations.train, sizes=sizes)
+        assert_is_ilsvrc(dataclasses.replace(annotations, train=sized))
     write_tars(root / "tars", ("ILSVRC2012_bbox_train_v2.tar.gz", "a.tar"), "gz")
     (root / "tars/ILSVRC2012_bbox_train_v2.tar.gz").rename(root / "ILSVRC2012_bbox_train_v2.tar")
     with pytest.raises(DataError, match=r"holds both LOC_train_solution\.csv and ILSVRC"):
@@ -145,7 +150,7 @@ def test_kaggles_tables_are_those_boxes_without_sizes(images, tmp_path):
 
 
 def test_a_table_of_ones_own_has_edges_between_pixels(images, tmp_path):
-    told = []
+    progress = []
     text = (
         "\ufefffile,class,x1,y1,x2,y2\n"
         "n01440764_1.JPEG,n01440764,0,10,500,375\n"
@@ -158,16 +163,16 @@ def test_a_table_of_ones_own_has_edges_between_pixels(images, tmp_path):
         "n02102040_2,n02102040,1,1,2,2\n"
     )
     file = write_files(tmp_path, {"boxes.csv": text}) / "boxes.csv"
-    found = read_boxes(str(file), images, lambda *done: told.append(done))
-    assert found.train.counts.tolist() == [2, 1, 0, 1]
-    assert found.train.edges.tolist() == [
+    annotations = read_boxes(str(file), images, lambda *step: progress.append(step))
+    assert annotations.train.counts.tolist() == [2, 1, 0, 1]
+    assert annotations.train.edges.tolist() == [
         [0, 10, 500, 375],
         [0, 0, 7, 8],
         [1, 2, 4.5, 5],
         [1, 1, 2, 2],
     ]
-    assert found.test.edges.tolist() == [[10, 0, 20, 20]]
-    assert found.problems == {
+    assert annotations.test.edges.tolist() == [[10, 0, 20, 20]]
+    assert annotations.problems == {
         matching.UNREADABLE: [
             f"{file}, line 8: 'n02102040_1,n02102040,1,1,2,2,'; expected file,class,x1,y1,x2,y2"
         ],
@@ -248,10 +253,10 @@ def test_voc_counts_pixels_from_1(images, tmp_path):
         "n01440764_2.xml": xml(("n01440764", 1, 1, 2, 2), database="Unknown"),
     }
     root = write_files(tmp_path / "VOC2007/Annotations", files)
-    found = read_boxes(str(root), images)
-    assert found.train.edges.tolist() == [[0, 0, 500, 375], [0, 1, 3, 9], [0, 0, 2, 2]]
-    assert found.problems == {}
-    assert found.notes[-1] == (
+    annotations = read_boxes(str(root), images)
+    assert annotations.train.edges.tolist() == [[0, 0, 500, 375], [0, 1, 3, 9], [0, 0, 2, 2]]
+    assert annotations.problems == {}
+    assert annotations.notes[-1] == (
         "1 annotations name no database that is known here, such as "
         f"{root}/n01440764_2.xml ('Unknown'); their pixels are counted from 1, as PASCAL VOC's are"
     )
@@ -276,12 +281,12 @@ BAD_FILES = {
 def test_a_file_that_is_no_annotation_is_named(images, tmp_path, text, reason):
     good = {"n01440764_1.xml": xml(("n01440764", 1, 2, 3, 4))}
     root = write_files(tmp_path / "boxes", good | {"n01440764_2.xml": text})
-    found = read_boxes(str(root), images)
-    assert found.train.counts.tolist() == [1, 0, 0, 0]
-    assert list(found.problems) == [matching.UNREADABLE]
-    (problem,) = found.problems[matching.UNREADABLE]
+    annotations = read_boxes(str(root), images)
+    assert annotations.train.counts.tolist() == [1, 0, 0, 0]
+    assert list(annotations.problems) == [matching.UNREADABLE]
+    (problem,) = annotations.problems[matching.UNREADABLE]
     assert problem.startswith(f"{root}/n01440764_2.xml: {reason}")
-    assert found.notes[-1] == f"1 annotations that cannot be used: {problem}"
+    assert annotations.notes[-1] == f"1 annotations that cannot be used: {problem}"
     assert "\n" not in problem
 
 
@@ -306,17 +311,17 @@ BAD_BOXES = {
 @pytest.mark.parametrize(("box", "kind", "said"), BAD_BOXES.values(), ids=BAD_BOXES)
 def test_a_box_that_cannot_be_is_named_and_left_out(images, tmp_path, box, kind, said):
     root = write_files(tmp_path / "boxes", {"n01440764_1.xml": xml(("n01440764", 1, 2, 3, 4), box)})
-    found = read_boxes(str(root), images)
-    assert found.train.edges.tolist() == [[1, 2, 4, 5]]
-    assert found.problems == {kind: [f"{root}/n01440764_1.xml: {said}"]}
+    annotations = read_boxes(str(root), images)
+    assert annotations.train.edges.tolist() == [[1, 2, 4, 5]]
+    assert annotations.problems == {kind: [f"{root}/n01440764_1.xml: {said}"]}
 
 
 def test_a_box_that_leaves_its_image_is_cut_at_the_border(images, tmp_path):
     text = xml(("n01440764", -1, -2, 500, 375.5), ("n01440764", 0, 0, 499, 374))
     root = write_files(tmp_path / "boxes", {"n01440764_1.xml": text})
-    found = read_boxes(str(root), images)
-    assert found.train.edges.tolist() == [[0, 0, 500, 375]] * 2
-    assert found.problems == {matching.CUT: [f"{root}/n01440764_1.xml: -1, -2, 500, 375.5"]}
+    annotations = read_boxes(str(root), images)
+    assert annotations.train.edges.tolist() == [[0, 0, 500, 375]] * 2
+    assert annotations.problems == {matching.CUT: [f"{root}/n01440764_1.xml: -1, -2, 500, 375.5"]}
 
 
 @pytest.mark.parametrize(
@@ -324,10 +329,12 @@ def test_a_box_that_leaves_its_image_is_cut_at_the_border(images, tmp_path):
 )
 def test_a_size_that_is_none_is_named(images, tmp_path, size):
     text = xml(("n01440764", 1, 2, 3, 4), size=size)
-    found = read_boxes(str(write_files(tmp_path / "boxes", {"n01440764_1.xml": text})), images)
-    assert found.train.edges.tolist() == [[1, 2, 4, 5]]
-    assert not found.train.sizes.any()
-    assert list(found.problems) == [matching.NO_SIZE]
+    annotations = read_boxes(
+        str(write_files(tmp_path / "boxes", {"n01440764_1.xml": text})), images
+    )
+    assert annotations.train.edges.tolist() == [[1, 2, 4, 5]]
+    assert not annotations.train.sizes.any()
+    assert list(annotations.problems) == [matching.NO_SIZE]
 
 
 def test_a_file_of_no_image_and_a_second_one_are_named(images, tmp_path):
@@ -336,21 +343,21 @@ def test_a_file_of_no_image_and_a_second_one_are_named(images, tmp_path):
     # In the folder of another class it is not that image's.
     files["n02102040/n01440764_2.xml"] = box
     root = write_files(tmp_path / "boxes", files)
-    found = read_boxes(str(root), images)
-    assert found.problems == {
+    annotations = read_boxes(str(root), images)
+    assert annotations.problems == {
         matching.SECOND: [f"{root}/b/n01440764_1.xml"],
         matching.NOT_THERE: [f"{root}/c/n01440764_100.xml", f"{root}/n02102040/n01440764_2.xml"],
     }
-    assert found.train.counts.tolist() == [1, 0, 0, 0]
+    assert annotations.train.counts.tolist() == [1, 0, 0, 0]
 
 
 def test_a_class_that_is_called_as_a_part_is_none_of_its_folder(tmp_path):
     files = dict.fromkeys(("train/train/1.jpg", "train/ship/2.jpg", "val/ship/3.jpg"), "")
     images = open_set("folder", write_files(tmp_path / "set", files))
     boxes = {"train/1.xml": xml(("train", 1, 2, 3, 4)), "train/2.xml": xml(("ship", 1, 2, 3, 4))}
-    found = read_boxes(str(write_files(tmp_path / "boxes", boxes)), images)
-    assert found.train.counts.tolist() == [1, 1]
-    assert found.problems == {}
+    annotations = read_boxes(str(write_files(tmp_path / "boxes", boxes)), images)
+    assert annotations.train.counts.tolist() == [1, 1]
+    assert annotations.problems == {}
 
 
 def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
@@ -364,13 +371,13 @@ def test_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
         "cat/1.xml": xml(("cat", 4, 0, 5, 5)),
     }
     root = write_files(tmp_path / "boxes", boxes)
-    found = read_boxes(str(root), images)
+    annotations = read_boxes(str(root), images)
     where = [images.train.where(i) for i in range(3)]
     assert where == ["train/cat/1.jpg", "train/dog/1.jpg", "train/dog/deep/1.jpg"]
-    assert found.train.counts.tolist() == [1, 0, 1]
-    assert found.train.edges[:, 0].tolist() == [1, 3]
-    assert found.test.edges[:, 0].tolist() == [2]
-    assert found.problems == {matching.SEVERAL: [f"{root}/cat/1.xml"]}
+    assert annotations.train.counts.tolist() == [1, 0, 1]
+    assert annotations.train.edges[:, 0].tolist() == [1, 3]
+    assert annotations.test.edges[:, 0].tolist() == [2]
+    assert annotations.problems == {matching.SEVERAL: [f"{root}/cat/1.xml"]}
 
 
 # --------------------------------------------------------------------------------- records
@@ -408,32 +415,38 @@ def prepared(folder, features, examples):
     return open_set("tfds:boxed", folder)
 
 
-def assert_is(found, boxes):
+def assert_is(annotations, boxes):
     """boxes: of each image of each part, by label; TFDS shuffles what it writes."""
-    for part in (found.train, found.test):
+    for part in (annotations.train, annotations.test):
         assert sorted(part.inside(i, 40, 80).tolist() for i in range(len(part))) == boxes
         assert part.sizes.tolist() == [[1, 1]] * len(part)
-    assert found.train.edges.dtype == np.float32
+    assert annotations.train.edges.dtype == np.float32
 
 
 def test_boxes_in_records_are_shares_of_their_image(tmp_path):
-    one, two = tfds.features.BBox(THIRD, 0.25, 0.5, 1.0), tfds.features.BBox(0.0, 0.0, 0.1, 0.2)
+    large, small = tfds.features.BBox(THIRD, 0.25, 0.5, 1.0), tfds.features.BBox(0.0, 0.0, 0.1, 0.2)
     inner = {"bbox": BBOX(), "label": tfds.features.ClassLabel(names=["bird", "dog", "cat"])}
     objects = [
-        {"label": "cat", "objects": [{"bbox": one, "label": "cat"}, {"bbox": two, "label": "cat"}]},
-        {"label": "dog", "objects": [{"bbox": one, "label": "cat"}, {"bbox": two, "label": "dog"}]},
-        {"label": "dog", "objects": [{"bbox": one, "label": "bird"}]},
+        {
+            "label": "cat",
+            "objects": [{"bbox": large, "label": "cat"}, {"bbox": small, "label": "cat"}],
+        },
+        {
+            "label": "dog",
+            "objects": [{"bbox": large, "label": "cat"}, {"bbox": small, "label": "dog"}],
+        },
+        {"label": "dog", "objects": [{"bbox": large, "label": "bird"}]},
     ]
     features = {"objects": tfds.features.Sequence(inner), "other": BBOX()}
-    examples = [example | {"other": two} for example in objects]
+    examples = [example | {"other": small} for example in objects]
     images = prepared(tmp_path / "several", features, examples)
-    told = []
-    found = read_boxes("records", images, lambda *done: told.append(done))
+    progress = []
+    annotations = read_boxes("records", images, lambda *step: progress.append(step))
     first = [20, float(np.float32(THIRD)) * 40, 80, 20]
     second = [0, 0, float(np.float32(0.2)) * 80, float(np.float32(0.1)) * 40]
-    assert_is(found, [[], [second], [first, second]])
-    assert told == [(6, 6)]
-    assert {kind: len(found) for kind, found in found.problems.items()} == {
+    assert_is(annotations, [[], [second], [first, second]])
+    assert progress == [(6, 6)]
+    assert {kind: len(places) for kind, places in annotations.problems.items()} == {
         matching.OTHER: 2,
         matching.UNKNOWN: 2,
     }
@@ -443,29 +456,29 @@ def test_boxes_in_records_are_shares_of_their_image(tmp_path):
 
 def test_records_of_voc_are_kept_as_tfds_divides_them(tmp_path, images):
     """Its xmin of 1 is the first pixel; see findings/tfds_voc_boxes_lack_their_first_pixel.sh."""
-    whole = tfds.features.BBox(1 / 375, 1 / 500, 1.0, 1.0)
-    records = prepared(tmp_path / "voc", {"bbox": BBOX()}, [{"label": "dog", "bbox": whole}])
-    (found,) = read_boxes("records", records).train.inside(0, 375, 500).tolist()
-    assert found == pytest.approx([1, 1, 500, 375])
+    frame = tfds.features.BBox(1 / 375, 1 / 500, 1.0, 1.0)
+    records = prepared(tmp_path / "voc", {"bbox": BBOX()}, [{"label": "dog", "bbox": frame}])
+    (edges,) = read_boxes("records", records).train.inside(0, 375, 500).tolist()
+    assert edges == pytest.approx([1, 1, 500, 375])
     files = {"n01440764_1.xml": xml(("n01440764", 1, 1, 500, 375), database="The VOC2007 Database")}
-    told = read_boxes(str(write_files(tmp_path / "Annotations", files)), images)
-    assert told.train.edges.tolist() == [[0, 0, 500, 375]]
+    annotations = read_boxes(str(write_files(tmp_path / "Annotations", files)), images)
+    assert annotations.train.edges.tolist() == [[0, 0, 500, 375]]
 
 
 def test_boxes_in_records_without_classes_are_of_the_images_class(tmp_path):
-    one, empty = tfds.features.BBox(0.25, 0.25, 0.5, 1.0), tfds.features.BBox(0.5, 0.5, 0.5, 0.7)
+    box, empty = tfds.features.BBox(0.25, 0.25, 0.5, 1.0), tfds.features.BBox(0.5, 0.5, 0.5, 0.7)
     images = prepared(
-        tmp_path / "one", {"bbox": BBOX()}, [{"label": "dog", "bbox": b} for b in (one, empty)]
+        tmp_path / "one", {"bbox": BBOX()}, [{"label": "dog", "bbox": b} for b in (box, empty)]
     )
-    found = read_boxes("records", images)
-    assert_is(found, [[], [[20, 10, 80, 20]]])
-    assert [len(found) for found in found.problems.values()] == [2]
+    annotations = read_boxes("records", images)
+    assert_is(annotations, [[], [[20, 10, 80, 20]]])
+    assert [len(places) for places in annotations.problems.values()] == [2]
     features = {"objects": tfds.features.Sequence({"bbox": BBOX()})}
-    examples = [{"label": "cat", "objects": [{"bbox": one}] * k} for k in (0, 2)]
+    examples = [{"label": "cat", "objects": [{"bbox": box}] * k} for k in (0, 2)]
     images = prepared(tmp_path / "unnamed", features, examples)
     assert_is(read_boxes("records", images), [[], [[20, 10, 80, 20]] * 2])
     features = {"bbox": BBOX(bbox_format=None)}  # pixels, or whatever it was
-    images = prepared(tmp_path / "pixels", features, [{"label": "cat", "bbox": one}])
+    images = prepared(tmp_path / "pixels", features, [{"label": "cat", "bbox": box}])
     with pytest.raises(DataError, match="'tfds:boxed' has no records of TFDS with boxes in them"):
         read_boxes("records", images)
 
@@ -480,7 +493,7 @@ def test_without_an_annotation_of_an_image_nothing_is_guessed(images, tmp_path):
     )
     empty = tmp_path / "empty"
     empty.mkdir()
-    for path, said in (
+    for path, message in (
         (empty, "holds no XML files; expected these, or ILSVRC's bbox tars"),
         (empty / "a", "does not exist; expected a folder with XML files, ILSVRC's bbox tars"),
         (root.parent / "set/train" / TRAIN[0], "is of no kind that is known"),
@@ -488,7 +501,7 @@ def test_without_an_annotation_of_an_image_nothing_is_guessed(images, tmp_path):
         (f"{root}:", "names no place"),
         ("records", "'folder' has no records of TFDS with boxes in them, as REL_YXYX; expected"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             read_boxes(str(path), images)
 
 
@@ -497,9 +510,9 @@ def test_boxes_tell_sets_apart_and_go_with_their_images():
     boxes = Boxes.of([np.array([[0, 0, 1, 2]]), np.zeros((0, 4)), np.array([[1, 1, 2, 2]] * 2)])
     boxed = Examples(plain.images, plain.labels, boxes)
     assert plain.take(np.array([2, 0])).boxes is None
-    taken = boxed.take(np.array([2, 0])).boxes
-    assert taken.counts.tolist() == [2, 1]
-    assert taken.edges.tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [0, 0, 1, 2]]
+    reordered = boxed.take(np.array([2, 0])).boxes
+    assert reordered.counts.tolist() == [2, 1]
+    assert reordered.edges.tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [0, 0, 1, 2]]
     pairs = [(plain, plain), (boxed, plain), (plain, boxed), (boxed, boxed)]
     prints = {_dataset("a", *pair, "ab").fingerprint for pair in pairs}
     assert len(prints) == 4

@@ -27,9 +27,9 @@ def drawn(height, width, box):
 def edges(view):
     """Where the red box lies in a view: the places at which red passes the half of its strength.
 
-    Along each axis the strongest line of the view tells; inf where the box leaves the view there.
+    Measured along the strongest line of each axis; inf where the box leaves the view there.
     """
-    found = []
+    spans = []
     for red in (view[..., RED].max(axis=0), view[..., RED].max(axis=1)):
         strong = np.flatnonzero(red >= 128)
         if not len(strong):
@@ -42,23 +42,23 @@ def edges(view):
         if last < len(red) - 1:
             a, b = float(red[last]), float(red[last + 1])
             high = last + 0.5 + (a - 127.5) / (a - b)
-        found.append((low, high))
-    (left, right), (top, bottom) = found
+        spans.append((low, high))
+    (left, right), (top, bottom) = spans
     return np.array([left, top, right, bottom])
 
 
-def assert_lies_there(view, box, what):
+def assert_lies_there(view, box, case):
     """Within half a pixel; where the box leaves the view, its edge does too."""
     height, width = view.shape[:2]
     inside = box.clip(0, [width, height, width, height])
     if (inside[2:] - inside[:2]).min() < 3:
         return False  # too little of it is shown to be measured
-    seen = edges(view)
-    assert seen is not None, what
-    outside = np.isinf(seen)
+    measured = edges(view)
+    assert measured is not None, case
+    outside = np.isinf(measured)
     limits = np.array([0, 0, width, height])
-    np.testing.assert_allclose(inside[~outside], seen[~outside], atol=0.5, err_msg=str(what))
-    np.testing.assert_allclose(inside[outside], limits[outside], atol=0.5, err_msg=str(what))
+    np.testing.assert_allclose(inside[~outside], measured[~outside], atol=0.5, err_msg=str(case))
+    np.testing.assert_allclose(inside[outside], limits[outside], atol=0.5, err_msg=str(case))
     return True
 
 
@@ -79,23 +79,23 @@ VIEWS = [
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: type(view).__name__)
 def test_boxes_follow_training_views_and_their_mirrors(view, kind):
     """Through the stream's own views, of JPEGs' windows and of images that are decoded whole."""
-    wanted = [(size, random_box(*size)) for size in SIZES * 10]
+    cases = [(size, random_box(*size)) for size in SIZES * 10]
     options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
     source = Memory(
-        [encoded(Image.fromarray(drawn(*size, box)), kind, **options) for size, box in wanted]
+        [encoded(Image.fromarray(drawn(*size, box)), kind, **options) for size, box in cases]
     )
-    viewer, seen = stream.training_viewer(source, view, seed=3), 0
-    for i, (size, box) in enumerate(wanted):
+    viewer, measured = stream.training_viewer(source, view, seed=3), 0
+    for i, (size, box) in enumerate(cases):
         (pixels,), _ = viewer.example(i, 1)
         (place,) = viewer.places(*size, i, 1)
         assert place == view.place(*size, order.words(3, 1, i, view.WORDS))
-        found = boxes.in_view(np.array([box], float), place)
-        seen += assert_lies_there(pixels, found[0], (size, box, place))
-        left, top, right, bottom = found[0]
+        placed = boxes.in_view(np.array([box], float), place)
+        measured += assert_lies_there(pixels, placed[0], (size, box, place))
+        left, top, right, bottom = placed[0]
         mirror = np.array([view.crop - right, top, view.crop - left, bottom])
-        seen += assert_lies_there(pixels[:, ::-1], mirror, (size, box, place))
-        np.testing.assert_allclose(boxes.in_image(found, place), [box], atol=1e-9)
-    assert seen > 30
+        measured += assert_lies_there(pixels[:, ::-1], mirror, (size, box, place))
+        np.testing.assert_allclose(boxes.in_image(placed, place), [box], atol=1e-9)
+    assert measured > 30
 
 
 TEST_VIEWS = [
@@ -109,16 +109,16 @@ TEST_VIEWS = [
 
 @pytest.mark.parametrize("view", TEST_VIEWS, ids=lambda view: type(view).__name__)
 def test_boxes_follow_test_views(view):
-    wanted = [(size, random_box(*size)) for size in SIZES * 3]
-    source = Memory([encoded(Image.fromarray(drawn(*size, box)), "PNG") for size, box in wanted])
-    seen = 0
+    cases = [(size, random_box(*size)) for size in SIZES * 3]
+    source = Memory([encoded(Image.fromarray(drawn(*size, box)), "PNG") for size, box in cases])
+    measured = 0
     with contextlib.closing(stream.eval_stream(source, view, batch=1)) as batches:
-        for (size, box), batch in zip(wanted, batches, strict=True):
+        for (size, box), batch in zip(cases, batches, strict=True):
             for pixels, place in zip(batch.views[0], view.places(*size), strict=True):
-                found = boxes.in_view(np.array(box, float), place)
-                seen += assert_lies_there(pixels, found, (size, box, place))
-                np.testing.assert_allclose(boxes.in_image(found, place), box, atol=1e-9)
-    assert seen >= 6
+                placed = boxes.in_view(np.array(box, float), place)
+                measured += assert_lies_there(pixels, placed, (size, box, place))
+                np.testing.assert_allclose(boxes.in_image(placed, place), box, atol=1e-9)
+    assert measured >= 6
 
 
 def test_an_image_of_another_size_has_its_boxes_scaled():
@@ -126,17 +126,17 @@ def test_an_image_of_another_size_has_its_boxes_scaled():
     for size in SIZES:
         box = random_box(*size)
         height, width = 50, 70
-        found = Boxes.of([np.array([box])], np.array([size])).inside(0, height, width)
+        scaled = Boxes.of([np.array([box])], np.array([size])).inside(0, height, width)
         image = Image.fromarray(drawn(*size, box)).resize(
             (width, height), Image.Resampling.BILINEAR
         )
-        assert_lies_there(np.asarray(image), found[0], (size, box))
+        assert_lies_there(np.asarray(image), scaled[0], (size, box))
 
 
 def test_shares_of_an_image_are_exact_at_any_size():
     shares = np.array([[1 / 3, 0.25, 0.5, 1.0]])
-    found = Boxes.of([shares], np.array([(1, 1)])).inside(0, 40, 90)
-    assert found.tolist() == [[float(np.float32(1 / 3)) * 90, 10, 45, 40]]
+    placed = Boxes.of([shares], np.array([(1, 1)])).inside(0, 40, 90)
+    assert placed.tolist() == [[float(np.float32(1 / 3)) * 90, 10, 45, 40]]
 
 
 def mask(box, side=40):
@@ -156,14 +156,14 @@ PAIRS += [
 
 
 def test_overlaps_are_counts_of_pixels():
-    for one, other in PAIRS:
-        a, b = mask(one), mask(other)
-        found = boxes.iou(np.array(one, float), np.array(other, float))
-        assert found == pytest.approx((a & b).sum() / (a | b).sum(), abs=1e-12)
-        assert boxes.intersections(np.array(one), np.array(other)) == (a & b).sum()
-        assert boxes.areas(np.array(one)) == a.sum()
-        view = mask(one)[5:25, 3:33]  # one that shows a part
-        placed = np.array(one, float) - [3, 5, 3, 5]
+    for first, second in PAIRS:
+        a, b = mask(first), mask(second)
+        overlap = boxes.iou(np.array(first, float), np.array(second, float))
+        assert overlap == pytest.approx((a & b).sum() / (a | b).sum(), abs=1e-12)
+        assert boxes.intersections(np.array(first), np.array(second)) == (a & b).sum()
+        assert boxes.areas(np.array(first)) == a.sum()
+        view = mask(first)[5:25, 3:33]  # one that shows a part
+        placed = np.array(first, float) - [3, 5, 3, 5]
         assert boxes.shown_share(placed, (20, 30)) == pytest.approx(view.sum() / a.sum(), abs=1e-12)
 
 
@@ -171,12 +171,12 @@ def test_overlaps_are_counts_of_pixels():
 def test_overlaps_are_torchvisions():
     torch = pytest.importorskip("torch")
     box_iou = pytest.importorskip("torchvision").ops.box_iou
-    one, other = (
+    first, second = (
         np.array(part, np.float64) + RNG.random((len(PAIRS), 4)) / 4
         for part in zip(*PAIRS, strict=True)
     )
-    expected = box_iou(torch.from_numpy(one), torch.from_numpy(other)).numpy()
-    np.testing.assert_allclose(boxes.iou(one[:, None], other), expected, atol=1e-12)
+    expected = box_iou(torch.from_numpy(first), torch.from_numpy(second)).numpy()
+    np.testing.assert_allclose(boxes.iou(first[:, None], second), expected, atol=1e-12)
 
 
 def test_an_empty_box_overlaps_nothing():
@@ -191,32 +191,32 @@ def test_an_empty_box_overlaps_nothing():
 def test_padding_and_taking_keep_each_images_own():
     rows = [random_box(50, 60) for _ in range(5)]
     sizes = np.array([(50, 60), (100, 120), (0, 0)])
-    found = Boxes.of([np.array(rows[:2]), np.array(rows[2:]), np.zeros((0, 4))], sizes)
-    assert (len(found), found.counts.tolist()) == (3, [2, 3, 0])
-    padded = found.padded(2, 50, 60)
+    objects = Boxes.of([np.array(rows[:2]), np.array(rows[2:]), np.zeros((0, 4))], sizes)
+    assert (len(objects), objects.counts.tolist()) == (3, [2, 3, 0])
+    padded = objects.padded(2, 50, 60)
     assert padded[0].tolist() == [list(row) for row in rows[:2]]
     assert padded[1].tolist() == (np.array(rows[2:4], float) / 2).tolist()
     assert np.isnan(padded[2]).all()
-    taken = found.take(np.array([2, 1, 1]))
-    assert taken.counts.tolist() == [0, 3, 3]
-    assert taken.sizes.tolist() == [[0, 0], [100, 120], [100, 120]]
-    assert taken.inside(2, 100, 120).tolist() == [list(row) for row in rows[2:]]
+    reordered = objects.take(np.array([2, 1, 1]))
+    assert reordered.counts.tolist() == [0, 3, 3]
+    assert reordered.sizes.tolist() == [[0, 0], [100, 120], [100, 120]]
+    assert reordered.inside(2, 100, 120).tolist() == [list(row) for row in rows[2:]]
 
 
 def test_every_box_and_whose_it_is_tells_sets_apart():
     rows = np.array([random_box(50, 60) for _ in range(3)], np.float32)
-    found = [
+    sets = [
         Boxes.of([rows[:2], rows[2:]]),
         Boxes.of([rows[:1], rows[1:]]),
         Boxes.of([rows[:2], rows[2:] + np.float32(1e-3)]),
         Boxes.of([rows[:2], rows[2:], rows[:0]]),
         Boxes.of([rows[:2], rows[2:]], np.array([(0, 0), (50, 60)])),
     ]
-    assert len({one.digest() for one in found}) == len(found)
-    assert found[0].digest() == Boxes.of([rows[:2].copy(), rows[2:].copy()]).digest()
+    assert len({objects.digest() for objects in sets}) == len(sets)
+    assert sets[0].digest() == Boxes.of([rows[:2].copy(), rows[2:].copy()]).digest()
 
 
 def test_boxes_that_leave_an_image_of_unknown_size_are_cut_at_its_border():
-    found = Boxes.of([np.array([[10.0, 20, 130, 90], [0, 0, 40, 30], [105, 5, 120, 9]])])
+    objects = Boxes.of([np.array([[10.0, 20, 130, 90], [0, 0, 40, 30], [105, 5, 120, 9]])])
     cut = [[10, 20, 100, 80], [0, 0, 40, 30], [100, 5, 100, 9]]
-    assert found.inside(0, 80, 100).tolist() == cut
+    assert objects.inside(0, 80, 100).tolist() == cut

@@ -34,8 +34,8 @@ def write_256(root):
     return root
 
 
-def contents(found):
-    return [found.images.read(i) for i in range(len(found))]
+def contents(collection):
+    return [collection.images.read(i) for i in range(len(collection))]
 
 
 @pytest.mark.parametrize(
@@ -50,27 +50,27 @@ def contents(found):
 )
 def test_caltech_101(tmp_path, at, named):
     write_101(tmp_path / at)
-    found = open_collection(str(tmp_path / named))
-    assert found.name == "Caltech-101"
-    assert found.class_names == CALTECH_101
-    assert found.background == 0
-    assert found.targets is None
-    assert contents(found) == [
+    collection = open_collection(str(tmp_path / named))
+    assert collection.name == "Caltech-101"
+    assert collection.class_names == CALTECH_101
+    assert collection.background == 0
+    assert collection.targets is None
+    assert contents(collection) == [
         (f"{name} {i}".encode(), k) for k, name in enumerate(CALTECH_101) for i in range(1, k + 2)
     ]
-    assert found.parts.tolist() == [ANY] * 10
-    assert not found.images.notes
+    assert collection.parts.tolist() == [ANY] * 10
+    assert not collection.images.notes
 
 
-def is_256(found):
-    assert found.name == "Caltech-256"
-    assert found.class_names == ("ak47", "dog", "spider", "clutter")
-    assert found.background == 3
-    assert contents(found) == [
+def is_256(collection):
+    assert collection.name == "Caltech-256"
+    assert collection.class_names == ("ak47", "dog", "spider", "clutter")
+    assert collection.background == 3
+    assert contents(collection) == [
         (f"{name} {i}".encode(), k) for k, name in enumerate(CALTECH_256) for i in (1, 2, 10)
     ]
-    assert found.images.labels.tolist() == [label for _, label in contents(found)]
-    assert found.parts.tolist() == [ANY] * 12
+    assert collection.images.labels.tolist() == [label for _, label in contents(collection)]
+    assert collection.parts.tolist() == [ANY] * 12
 
 
 def test_caltech_256_from_its_folder_and_its_tar_are_one_set(tmp_path):
@@ -80,11 +80,11 @@ def test_caltech_256_from_its_folder_and_its_tar_are_one_set(tmp_path):
         tar.add(folder, "256_ObjectCategories")
     unpacked = open_collection(str(tmp_path / "unpacked"))
     packed = open_collection(str(tmp_path / "tar"))
-    for found in (unpacked, packed, open_collection(str(tmp_path / "tar"))):
-        is_256(found)
+    for collection in (unpacked, packed, open_collection(str(tmp_path / "tar"))):
+        is_256(collection)
     assert packed.fingerprint == unpacked.fingerprint
-    told = "1 file without a suffix is not read, such as 198.spider/RENAME2"
-    assert unpacked.images.notes == packed.images.notes == (told,)
+    note = "1 file without a suffix is not read, such as 198.spider/RENAME2"
+    assert unpacked.images.notes == packed.images.notes == (note,)
     (folder / "001.ak47/001_0001.jpg").write_bytes(b"another")
     assert open_collection(str(tmp_path / "unpacked")).fingerprint != packed.fingerprint
 
@@ -104,10 +104,10 @@ def test_classes_of_a_tar_are_in_the_order_of_their_folders(tmp_path):
 def test_set_without_its_background_has_none(tmp_path):
     root = write_101(tmp_path / "101_ObjectCategories")
     (root / "BACKGROUND_Google/image_0001.jpg").unlink()
-    found = open_collection(str(root))
-    assert found.class_names == CALTECH_101[1:]
-    assert found.background is None
-    assert "no images in the folders 'BACKGROUND_Google'" in found.images.notes[0]
+    collection = open_collection(str(root))
+    assert collection.class_names == CALTECH_101[1:]
+    assert collection.background is None
+    assert "no images in the folders 'BACKGROUND_Google'" in collection.images.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_compressed_archives_are_refused_with_the_command_that_unpacks_them(tmp_
 def test_set_that_was_split_into_parts_is_a_folder_of_images(tmp_path):
     for part in ("train", "val"):
         write_101(tmp_path / "101_ObjectCategories" / part)
-    found = open_collection(str(tmp_path / "101_ObjectCategories"))
-    assert (found.name, len(found)) == ("101_ObjectCategories", 20)
+    collection = open_collection(str(tmp_path / "101_ObjectCategories"))
+    assert (collection.name, len(collection)) == ("101_ObjectCategories", 20)
 
 
 def test_two_sets_in_one_folder_are_named(tmp_path):

@@ -56,9 +56,9 @@ def test_what_means_the_same_is_matched_and_said(found, network, labels, how):
 
 
 def test_names_in_another_unicode_form_are_the_same():
-    whole, apart = (unicodedata.normalize(form, "Kühe") for form in ("NFC", "NFD"))
-    assert whole != apart
-    matched = match("photos", ("Hund", apart), (whole, "Hund"))
+    composed, decomposed = (unicodedata.normalize(form, "Kühe") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    matched = match("photos", ("Hund", decomposed), (composed, "Hund"))
     assert matched.labels == (1, 0)
     assert "1 in another spelling" in matched.how
 
@@ -125,5 +125,5 @@ def test_an_order_is_taken_where_it_is_insisted_on():
 
 
 def test_a_key_tells_matchings_apart():
-    keys = {match("photos", found, ("a", "b")).key for found in (("a", "b"), ("b", "a"))}
+    keys = {match("photos", names, ("a", "b")).key for names in (("a", "b"), ("b", "a"))}
     assert len(keys) == 2

@@ -93,23 +93,23 @@ def contents(source: Source):
 
 
 def test_folder_with_parts(tmp_path):
-    found = open_collection(str(folder(tmp_path, ("train", "val"))))
+    collection = open_collection(str(folder(tmp_path, ("train", "val"))))
     expected = [
         (f"{part} {name}".encode(), label)
         for part in ("train", "val")
         for name, label in (("ant 0", 0), ("ant 1", 0), ("bee 0", 1))
     ]
-    assert contents(found.images) == expected
-    assert found.parts.tolist() == [TRAIN] * 3 + [TEST] * 3
-    assert found.class_names == ("ant", "bee")
-    assert (found.targets, found.background) == (None, None)
-    assert len(found) == 6
+    assert contents(collection.images) == expected
+    assert collection.parts.tolist() == [TRAIN] * 3 + [TEST] * 3
+    assert collection.class_names == ("ant", "bee")
+    assert (collection.targets, collection.background) == (None, None)
+    assert len(collection) == 6
 
 
 def test_folder_without_parts(tmp_path):
-    found = open_collection(str(folder(tmp_path)))
-    assert contents(found.images) == [(b" ant 0", 0), (b" ant 1", 0), (b" bee 0", 1)]
-    assert found.parts.tolist() == [ANY] * 3
+    collection = open_collection(str(folder(tmp_path)))
+    assert contents(collection.images) == [(b" ant 0", 0), (b" ant 1", 0), (b" bee 0", 1)]
+    assert collection.parts.tolist() == [ANY] * 3
 
 
 def test_arrays_in_a_file(tmp_path):
@@ -122,22 +122,22 @@ def test_arrays_in_a_file(tmp_path):
         test_images=images[3:],
         test_labels=labels[3:],
     )
-    found = open_collection(str(file))
-    assert found.parts.tolist() == [TRAIN] * 3 + [TEST] * 2
-    assert found.images.labels.tolist() == labels.tolist()
+    collection = open_collection(str(file))
+    assert collection.parts.tolist() == [TRAIN] * 3 + [TEST] * 2
+    assert collection.images.labels.tolist() == labels.tolist()
     for i, image in enumerate(images):
-        content, _ = found.images.read(i)
+        content, _ = collection.images.read(i)
         np.testing.assert_array_equal(read_image("", 1, content), image)
-    assert found.images.where(3) == "set: image 3"
+    assert collection.images.where(3) == "set: image 3"
 
 
 def test_digits():
-    found, digits = open_collection("digits"), load("digits")
-    assert found.name == "digits"
-    assert not found.mirror_ok
-    assert found.fingerprint == digits.fingerprint
-    assert np.bincount(found.parts).tolist() == [0, len(digits.train), len(digits.test)]
-    content, label = found.images.read(len(digits.train))
+    collection, digits = open_collection("digits"), load("digits")
+    assert collection.name == "digits"
+    assert not collection.mirror_ok
+    assert collection.fingerprint == digits.fingerprint
+    assert np.bincount(collection.parts).tolist() == [0, len(digits.train), len(digits.test)]
+    content, label = collection.images.read(len(digits.train))
     assert label == digits.test.labels[0]
     np.testing.assert_array_equal(read_image("", 1, content), digits.test.images[0])
 

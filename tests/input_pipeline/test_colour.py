@@ -48,21 +48,21 @@ def test_statistics_are_those_of_all_pixels():
         rng.integers(0, 256, (*size, 3), dtype=np.uint8) // (i + 1) for i, size in enumerate(sizes)
     ]
     pixels = np.concatenate([image.reshape(-1, 3) for image in images]).astype(np.float64)
-    found = Statistics.fit(iter(images))
-    assert found.n == 4
-    assert found.mean_C.dtype == found.covariance.dtype == np.float64
-    np.testing.assert_allclose(found.mean_C, pixels.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(found.covariance, np.cov(pixels.T, bias=True), rtol=1e-10)
+    statistics = Statistics.fit(iter(images))
+    assert statistics.n == 4
+    assert statistics.mean_C.dtype == statistics.covariance.dtype == np.float64
+    np.testing.assert_allclose(statistics.mean_C, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(statistics.covariance, np.cov(pixels.T, bias=True), rtol=1e-10)
 
 
 def test_statistics_are_exact_whatever_the_order_and_the_layout():
     rng = np.random.default_rng(2)
     images = [rng.integers(250, 256, (17, 31, 3), dtype=np.uint8) for _ in range(9)]
-    found = Statistics.fit(images)
+    statistics = Statistics.fit(images)
     strided = [image.transpose(1, 0, 2)[::-1] for image in reversed(images)]
-    for other in (Statistics.fit(strided), Statistics.fit([np.concatenate(images)])):
-        np.testing.assert_array_equal(other.mean_C, found.mean_C)
-        np.testing.assert_array_equal(other.covariance, found.covariance)
+    for refitted in (Statistics.fit(strided), Statistics.fit([np.concatenate(images)])):
+        np.testing.assert_array_equal(refitted.mean_C, statistics.mean_C)
+        np.testing.assert_array_equal(refitted.covariance, statistics.covariance)
     constant = Statistics.fit([np.full((100, 100, 3), 253, np.uint8)] * 3)
     np.testing.assert_array_equal(constant.covariance, np.zeros((3, 3)))
 
@@ -72,8 +72,8 @@ def test_components_are_columns_largest_first_with_fixed_signs():
     basis, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     for signs in itertools.product((1, -1), repeat=3):
         signed = basis * signs
-        made = Statistics(np.zeros(3), signed * [900.0, 90.0, 4.0] @ signed.T, 1)
-        values, components = made.eigen
+        statistics = Statistics(np.zeros(3), signed * [900.0, 90.0, 4.0] @ signed.T, 1)
+        values, components = statistics.eigen
         np.testing.assert_allclose(values, [900, 90, 4])
         np.testing.assert_allclose(np.abs(components), np.abs(basis))
         assert (components[np.abs(components).argmax(axis=0), range(3)] > 0).all()
@@ -104,8 +104,8 @@ def test_shift_is_the_papers_sum_over_columns():
     p2 = np.array([0.7192, -0.0045, -0.6948])
     p3 = np.array([0.4009, -0.8140, 0.4203])
     expected = p1 * 0.13 * 55.46 + p2 * -0.2 * 4.794 + p3 * 0.07 * 1.148
-    found = colour.shift(jnp.array([0.13, -0.2, 0.07]), colour.constants("pca_public", 3))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    shift = colour.shift(jnp.array([0.13, -0.2, 0.07]), colour.constants("pca_public", 3))
+    np.testing.assert_allclose(shift, expected, rtol=1e-5)
 
 
 def test_public_constants_are_orthonormal_columns_and_255_times_the_published():
@@ -116,9 +116,9 @@ def test_public_constants_are_orthonormal_columns_and_255_times_the_published():
 
 
 def test_fitted_shift_has_a_hundredth_of_the_pixels_covariance(images):
-    found = Statistics.fit(images)
-    constants = colour.constants("pca_fitted", 3, found)
-    np.testing.assert_allclose(constants @ constants.T, found.covariance, rtol=1e-5)
+    statistics = Statistics.fit(images)
+    constants = colour.constants("pca_fitted", 3, statistics)
+    np.testing.assert_allclose(constants @ constants.T, statistics.covariance, rtol=1e-5)
 
 
 def test_paper_constants_are_eigenvalues_of_pixels_up_to_one(images):
@@ -173,8 +173,8 @@ def straightforward(image, factors, places):
     for place in range(3):
         operation = list(places).index(place)
         luma = x @ [0.299, 0.587, 0.114]
-        other = [0.0, luma.mean(), luma[..., None]][operation]
-        x = np.clip(other + factors[operation] * (x - other), 0, 255)
+        base = [0.0, luma.mean(), luma[..., None]][operation]
+        x = np.clip(base + factors[operation] * (x - base), 0, 255)
     return x
 
 
@@ -192,9 +192,9 @@ def with_pillow(image, factors, places):
 def test_distortions_are_numpys_and_pillows_in_every_order(images, places, factors):
     distort = jax.jit(jax.vmap(colour.distort, (0, None, None)))
     x = distort(jnp.asarray(images, jnp.float32), jnp.float32(factors), jnp.int32(places))
-    for image, found in zip(images, np.asarray(x), strict=True):
-        np.testing.assert_allclose(found, straightforward(image, factors, places), atol=1e-3)
-        off = np.abs(found - with_pillow(image, factors, places))
+    for image, distorted in zip(images, np.asarray(x), strict=True):
+        np.testing.assert_allclose(distorted, straightforward(image, factors, places), atol=1e-3)
+        off = np.abs(distorted - with_pillow(image, factors, places))
         assert off.mean() < 1.5  # Pillow rounds four times, and multiplies that by up to 1.5
         assert off.max() < 5
 
@@ -216,12 +216,12 @@ def test_augmented_images_are_distorted_with_their_own_draws_then_shifted(images
     keys = keys_of(3, np.arange(8), np.arange(8))
     constants = colour.constants("photometric+pca_public", 3)
     x = augment(images, keys, mirror=False, kind="photometric+pca_public", constants=constants)
-    for image, key, found in zip(images, keys, np.asarray(x), strict=True):
+    for image, key, augmented in zip(images, keys, np.asarray(x), strict=True):
         factors, places = map(np.asarray, colour.distortions(key))
         expected = straightforward(image, factors, places) + constants @ np.asarray(
             colour.alphas(key)
         )
-        np.testing.assert_allclose(found, expected, atol=2e-3)
+        np.testing.assert_allclose(augmented, expected, atol=2e-3)
 
 
 # ----------------------------------------------------------------------------------- draws
@@ -245,8 +245,8 @@ def test_augmented_view_depends_on_seed_epoch_and_example_only(images, kind):
         x[place], indices[place], epochs[place] = images[0], 11, 3
         np.testing.assert_allclose(batch(x, indices, epochs)[place], alone, rtol=0, atol=atol)
     if kind != "none":
-        for other in (([11], [4]), ([12], [3]), ([11], [3], 6)):
-            assert np.abs(batch(images[:1], *other)[0] - alone).max() > 0.01
+        for changed in (([11], [4]), ([12], [3]), ([11], [3], 6)):
+            assert np.abs(batch(images[:1], *changed)[0] - alone).max() > 0.01
 
 
 def test_half_of_the_views_are_mirrored_and_nothing_else_is_done(images):
@@ -275,9 +275,9 @@ def test_mirror_shift_and_distortions_do_not_share_their_draws():
 def test_views_in_float_are_treated_as_their_bytes(images):
     keys = keys_of(0, np.zeros(8), np.arange(8))
     constants = colour.constants("photometric+pca_public", 3)
-    given = {"mirror": True, "kind": "photometric+pca_public", "constants": constants}
-    of_float = augment(images.astype(np.float32), keys, **given)
-    np.testing.assert_array_equal(of_float, augment(images, keys, **given))
+    options = {"mirror": True, "kind": "photometric+pca_public", "constants": constants}
+    of_float = augment(images.astype(np.float32), keys, **options)
+    np.testing.assert_array_equal(of_float, augment(images, keys, **options))
 
 
 # ---------------------------------------------------------------------------------- errors

@@ -77,11 +77,11 @@ def test_training_views_lie_inside_the_image(view, size):
 def test_vgg_views_draw_every_scale_and_every_offset_of_it():
     view = crops.ScaleView(crop=4, S=(5, 7))
     places = drawn(view, (10, 20), 2000)
-    seen = Counter((min(p.scaled), p.offset) for p in places)
+    counts = Counter((min(p.scaled), p.offset) for p in places)
     possible = [
         (S, (row, column)) for S in (5, 6, 7) for row in range(S - 3) for column in range(2 * S - 3)
     ]
-    assert set(seen) == set(possible)
+    assert set(counts) == set(possible)
     by_scale = Counter(min(p.scaled) for p in places)
     assert all(abs(by_scale[S] - 2000 / 3) < 4 * (2000 * 2 / 9) ** 0.5 for S in (5, 6, 7))
 

@@ -70,15 +70,15 @@ def test_digits_refuse_a_path(name, tmp_path):
 
 
 def test_mirrored_digits_are_ten_classes_more(digits):
-    found = load("mirrored_digits")
+    doubled = load("mirrored_digits")
     for part in ("train", "test"):
-        own, twice = getattr(digits, part), getattr(found, part)
+        own, twice = getattr(digits, part), getattr(doubled, part)
         n = len(own.labels)
         assert len(twice.labels) == 2 * n
         np.testing.assert_array_equal(twice.images[:n], own.images)
         np.testing.assert_array_equal(twice.images[n:, :, 0], own.images[:, :, -1])
         np.testing.assert_array_equal(twice.labels, np.concatenate([own.labels, own.labels + 10]))
-    assert found.class_names[3::10] == ("3", "3 mirrored")
+    assert doubled.class_names[3::10] == ("3", "3 mirrored")
 
 
 # -------------------------------------------------------------------------------- holdout
@@ -86,18 +86,20 @@ def test_mirrored_digits_are_ten_classes_more(digits):
 
 def test_holdout_is_stratified_complete_disjoint_and_in_order(digits):
     labels = digits.train.labels
-    rest, held = split_holdout(labels, 0.1, seed=3)
-    assert len(held) == 130
-    assert np.abs(np.bincount(labels[held]) - np.bincount(labels) * 130 / 1297).max() < 1
-    assert sorted([*rest, *held]) == list(range(1297))
+    rest, held_out = split_holdout(labels, 0.1, seed=3)
+    assert len(held_out) == 130
+    assert np.abs(np.bincount(labels[held_out]) - np.bincount(labels) * 130 / 1297).max() < 1
+    assert sorted([*rest, *held_out]) == list(range(1297))
     assert (np.diff(rest) > 0).all()
-    assert (np.diff(held) > 0).all()
+    assert (np.diff(held_out) > 0).all()
 
 
 def test_holdout_depends_on_the_seed_and_on_nothing_else(digits):
-    first, again, other = (split_holdout(digits.train.labels, 0.1, seed)[1] for seed in (0, 0, 1))
+    first, again, reseeded = (
+        split_holdout(digits.train.labels, 0.1, seed)[1] for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, reseeded)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 2.0, float("nan")])
@@ -107,8 +109,8 @@ def test_holdout_of_a_nonsense_fraction_is_refused(digits, fraction):
 
 
 def test_a_small_holdout_has_an_example_of_each_class(digits):
-    _, held = split_holdout(digits.train.labels, 0.001, seed=0)
-    assert sorted(digits.train.labels[held]) == list(range(10))
+    _, held_out = split_holdout(digits.train.labels, 0.001, seed=0)
+    assert sorted(digits.train.labels[held_out]) == list(range(10))
 
 
 def test_holdout_that_loses_a_class_is_refused(digits):
@@ -179,13 +181,13 @@ def test_npz_has_boxes_too(tmp_path):
     several[1:, 1] = BOXES[: n - 1]
     several[0] = [[0, 0, width, height], [0.5, 0, 1, 1]]
     plain = load("npz", path=write(tmp_path))
-    found = load("npz", path=write(tmp_path, train_boxes=several, test_boxes=BOXES[:m]))
-    assert found.fingerprint != plain.fingerprint
+    boxed = load("npz", path=write(tmp_path, train_boxes=several, test_boxes=BOXES[:m]))
+    assert boxed.fingerprint != plain.fingerprint
     assert plain.train.boxes is None
-    assert found.train.boxes.counts.tolist() == [2] + [1] * (n - 1)
-    assert found.train.boxes.inside(0, height, width).tolist() == several[0].tolist()
-    assert found.train.boxes.inside(2, height, width).tolist() == [BOXES[1].tolist()]
-    assert found.test.boxes.counts.tolist() == [1] * m
+    assert boxed.train.boxes.counts.tolist() == [2] + [1] * (n - 1)
+    assert boxed.train.boxes.inside(0, height, width).tolist() == several[0].tolist()
+    assert boxed.train.boxes.inside(2, height, width).tolist() == [BOXES[1].tolist()]
+    assert boxed.test.boxes.counts.tolist() == [1] * m
     assert load("npz", path=write(tmp_path, test_boxes=BOXES[:m])).train.boxes is None
 
 

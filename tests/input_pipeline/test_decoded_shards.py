@@ -100,13 +100,13 @@ TEST_VIEWS = {
 
 def same(first, second):
     """Whether all fields of batches are equal to the bit; labels where there is an image."""
-    for one, other in zip(first, second, strict=True):
-        there = getattr(one, "mask", slice(None))
-        for name, values in vars(one).items():
-            some = there if name == "labels" else slice(None)
-            given = getattr(other, name)
+    for first_batch, second_batch in zip(first, second, strict=True):
+        mask = getattr(first_batch, "mask", slice(None))
+        for name, values in vars(first_batch).items():
+            part = mask if name == "labels" else slice(None)
+            second_values = getattr(second_batch, name)
             if values is not None:
-                np.testing.assert_array_equal(values[some], given[some], err_msg=name)
+                np.testing.assert_array_equal(values[part], second_values[part], err_msg=name)
 
 
 def trained_on(source, view, kernel="bilinear"):
@@ -120,21 +120,23 @@ def trained_on(source, view, kernel="bilinear"):
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic", "opencv_bilinear"])
 @pytest.mark.parametrize("name", TRAIN_VIEWS)
 def test_training_views_are_the_same_bits(pair, name, kernel):
-    (one, bad), (other, bad_too) = (
+    (first, first_bad), (second, second_bad) = (
         trained_on(images.train, TRAIN_VIEWS[name], kernel) for images in pair
     )
-    same(one, other)
-    assert sorted(bad) == sorted(bad_too)
-    assert len(bad) == 2 * len(UNUSABLE)
+    same(first, second)
+    assert sorted(first_bad) == sorted(second_bad)
+    assert len(first_bad) == 2 * len(UNUSABLE)
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic", "opencv_bilinear"])
 @pytest.mark.parametrize("name", TEST_VIEWS)
 def test_test_views_are_the_same_bits(pair, name, kernel):
     how = Decoding(max_unusable=1.0, threads=2, kernel=kernel)
-    found = [list(eval_stream(images.test, TEST_VIEWS[name], batch=8, how=how)) for images in pair]
-    same(*found)
-    assert sum(batch.mask.sum() for batch in found[0]) == 2 * (len(ORIGINALS) - len(UNUSABLE))
+    streams = [
+        list(eval_stream(images.test, TEST_VIEWS[name], batch=8, how=how)) for images in pair
+    ]
+    same(*streams)
+    assert sum(batch.mask.sum() for batch in streams[0]) == 2 * (len(ORIGINALS) - len(UNUSABLE))
 
 
 def test_whole_images_of_a_dense_test_are_the_same_bits(pair, monkeypatch):
@@ -148,8 +150,8 @@ def test_whole_images_of_a_dense_test_are_the_same_bits(pair, monkeypatch):
     monkeypatch.setattr(type(pair.decoded.test), "read", None)  # sizes stand in the index
     test = pair.decoded.test
     good = [i for i in range(len(test)) if not test.where(i).endswith(UNUSABLE)]
-    found = image_sizes(test.take(np.array(good)))
-    np.testing.assert_array_equal(found, sizes[1][good])
+    good_sizes = image_sizes(test.take(np.array(good)))
+    np.testing.assert_array_equal(good_sizes, sizes[1][good])
 
 
 @pytest.mark.parametrize("name", TRAIN_VIEWS)
@@ -194,11 +196,11 @@ def test_the_pixels_are_those_of_the_whole_decoded_image(pair):
 
 
 def test_both_are_the_same_data_set(pair):
-    one, other = pair
+    first, second = pair
     for name in ("fingerprint", "class_names", "folders", "mirror_ok", "name"):
-        assert getattr(one, name) == getattr(other, name)
-    np.testing.assert_array_equal(one.train.labels, other.train.labels)
-    assert [one.test.where(i) for i in range(9)] == [other.test.where(i) for i in range(9)]
+        assert getattr(first, name) == getattr(second, name)
+    np.testing.assert_array_equal(first.train.labels, second.train.labels)
+    assert [first.test.where(i) for i in range(9)] == [second.test.where(i) for i in range(9)]
 
 
 def test_a_jpeg_that_pillow_refuses_is_decoded_as_training_does(monkeypatch):
@@ -233,14 +235,14 @@ def test_grey_views_are_refused(pair):
 
 
 def test_what_is_checked_is_what_is_kept(pair):
-    one, other = (check.check(images, threads=2) for images in pair)
+    first, second = (check.check(images, threads=2) for images in pair)
     for part in ("train", "test"):
-        a, b = one.parts[part], other.parts[part]
+        a, b = first.parts[part], second.parts[part]
         assert (a.usable, a.turned) == (b.usable, b.turned)
         np.testing.assert_array_equal(a.short_sides, b.short_sides)
         np.testing.assert_array_equal(a.per_class, b.per_class)
         assert b.formats["pixels", "before"][0] == b.usable
-    assert {bad.file for bad in one.unusable} == {bad.file for bad in other.unusable}
+    assert {bad.file for bad in first.unusable} == {bad.file for bad in second.unusable}
 
 
 def test_pixels_are_not_prepared_again(pair, tmp_path):
@@ -254,8 +256,8 @@ def test_a_ppm_file_states_its_size_and_orientation(orientation):
     content = ppm(image, orientation)
     assert ppm_header(content) == (5, 7, orientation)
     np.testing.assert_array_equal(image_files.read_image("x", content=content), image)
-    for other in (content[:-1], content + b"\0", content.replace(b"255", b"254"), b"", b"P6\n"):
-        assert ppm_header(other) is None
+    for damaged in (content[:-1], content + b"\0", content.replace(b"255", b"254"), b"", b"P6\n"):
+        assert ppm_header(damaged) is None
 
 
 # ------------------------------------------------------------------------------ room, writing
@@ -265,22 +267,22 @@ def test_the_room_is_told_and_measured_before_anything_is_written(folder, tmp_pa
     good = shutil.copytree(folder, tmp_path / "set")
     for file in good.glob("*/*/[fgh].jpg"):
         file.unlink()
-    images, told = open_set("folder", good), []
+    images, rooms = open_set("folder", good), []
     out = tmp_path / "out"
     stages = []
 
     def on_room(needed, free):
-        told.append((needed, free))
+        rooms.append((needed, free))
         assert not list(out.glob("*.tfrecord"))
 
-    def on_progress(stage, done, total):
+    def on_progress(stage, count, total):
         stages.append(stage)
 
     options = {"processes": 1, "decoded": True, "on_room": on_room, "on_progress": on_progress}
     for short_side in (None, 80):
-        made = prepare(images, out, short_side=short_side, **options)
-        needed, free = told.pop()
-        assert abs(needed - made.size) < 0.01 * made.size
+        summary = prepare(images, out, short_side=short_side, **options)
+        needed, free = rooms.pop()
+        assert abs(needed - summary.size) < 0.01 * summary.size
         assert free == pytest.approx(shutil.disk_usage(out).free, rel=0.2)
         shutil.rmtree(out)
     assert list(dict.fromkeys(stages)) == ["measure", "write", "verify"]
@@ -298,18 +300,18 @@ def files(out):
 
 
 def test_resumed_writing_measures_and_writes_what_is_missing(folder, tmp_path, monkeypatch):
-    images, told = open_set("folder", folder), []
+    images, needs = open_set("folder", folder), []
     options = {"shards": 5, "processes": 1, "decoded": True}
-    prepare(images, tmp_path / "whole", on_room=lambda *room: told.append(room[0]), **options)
-    whole = files(tmp_path / "whole")
+    prepare(images, tmp_path / "whole", on_room=lambda *room: needs.append(room[0]), **options)
+    expected = files(tmp_path / "whole")
     out = shutil.copytree(tmp_path / "whole", tmp_path / "out")
     missing = "train-00003-of-00005.tfrecord"
     (out / missing).unlink()
-    made = prepare(images, out, on_room=lambda *room: told.append(room[0]), **options)
-    assert (made.written, files(out)) == (1, whole)
-    assert abs(told[1] - len(whole[missing])) < 0.05 * told[1] < 0.5 * told[0]
-    prepare(images, out, on_room=lambda *room: told.append(room[0]), **options)
-    assert len(told) == 2
+    summary = prepare(images, out, on_room=lambda *room: needs.append(room[0]), **options)
+    assert (summary.written, files(out)) == (1, expected)
+    assert abs(needs[1] - len(expected[missing])) < 0.05 * needs[1] < 0.5 * needs[0]
+    prepare(images, out, on_room=lambda *room: needs.append(room[0]), **options)
+    assert len(needs) == 2
 
 
 def test_several_processes_write_the_same_files(folder, tmp_path):
@@ -339,14 +341,14 @@ def test_a_killed_run_is_gone_on_with(folder, tmp_path):
         open_set("shards", out)
     images = open_set("folder", folder)
     prepare(images, tmp_path / "whole", shards=17, processes=1, decoded=True)
-    whole = files(tmp_path / "whole")
-    left = {name: content for name, content in files(out).items() if name.endswith(".tfrecord")}
-    assert 0 < len(left) < 17
-    assert left.items() <= whole.items()
+    expected = files(tmp_path / "whole")
+    written = {name: content for name, content in files(out).items() if name.endswith(".tfrecord")}
+    assert 0 < len(written) < 17
+    assert written.items() <= expected.items()
     assert prepare(images, out, processes=1, decoded=True).written == len(
-        [name for name in whole if name.endswith(".tfrecord")]
-    ) - len(left)
-    assert files(out) == whole
+        [name for name in expected if name.endswith(".tfrecord")]
+    ) - len(written)
+    assert files(out) == expected
 
 
 def test_other_options_than_the_folder_s_are_named(folder, tmp_path):
@@ -361,7 +363,7 @@ def test_other_options_than_the_folder_s_are_named(folder, tmp_path):
 def test_truncated_changed_and_foreign_files_are_refused(folder, tmp_path):
     images, out = open_set("folder", folder), tmp_path / "out"
     prepare(images, out, shards=2, processes=1, decoded=True)
-    whole = files(out)
+    written = files(out)
     file = out / "train-00001-of-00002.tfrecord"
 
     def refused(match):
@@ -369,22 +371,22 @@ def test_truncated_changed_and_foreign_files_are_refused(folder, tmp_path):
             open_set("shards", out)
         assert "\n" not in str(caught.value)
 
-    os.truncate(file, len(whole[file.name]) - 3000)
+    os.truncate(file, len(written[file.name]) - 3000)
     refused(r"train-00001-of-00002.tfrecord is shorter than it was when written")
-    file.write_bytes(whole[file.name][:-100] + bytes(100))
+    file.write_bytes(written[file.name][:-100] + bytes(100))
     refused(r"train-00001-of-00002.tfrecord does not hold what was written \(1 images differ\)")
-    file.write_bytes(whole[file.name])
-    other = shutil.copytree(folder, tmp_path / "other")
-    shutil.copy(other / "train/ant/0.jpg", other / "train/ant/1.jpg")
-    prepare(open_set("folder", other), tmp_path / "theirs", shards=2, processes=1, decoded=True)
+    file.write_bytes(written[file.name])
+    foreign = shutil.copytree(folder, tmp_path / "other")
+    shutil.copy(foreign / "train/ant/0.jpg", foreign / "train/ant/1.jpg")
+    prepare(open_set("folder", foreign), tmp_path / "theirs", shards=2, processes=1, decoded=True)
     shutil.copy(tmp_path / "theirs" / "index.npz", out / "index.npz")
     refused(r"index.npz: cannot be read \(not the one that dataset.json was written with\)")
-    state = json.loads(whole["dataset.json"])
+    state = json.loads(written["dataset.json"])
     (out / "dataset.json").write_text(json.dumps(state | {"decoded": 3}))
     refused("dataset.json: damaged")
-    (out / "dataset.json").write_bytes(whole["dataset.json"])
+    (out / "dataset.json").write_bytes(written["dataset.json"])
     assert prepare(images, out, processes=1, decoded=True).written == 0
-    assert files(out) == whole
+    assert files(out) == written
 
 
 def test_a_file_that_is_cut_off_while_it_is_read_is_one_unusable_image(folder, tmp_path):
@@ -394,8 +396,8 @@ def test_a_file_that_is_cut_off_while_it_is_read_is_one_unusable_image(folder, t
     os.truncate(file, 200_000)
     bad = []
     how = Decoding(max_unusable=1.0, on_bad=bad.append)
-    found = list(eval_stream(train, TEST_VIEWS["centre"], batch=8, how=how))
-    assert 0 < sum(batch.mask.sum() for batch in found) < len(train)
+    batches = list(eval_stream(train, TEST_VIEWS["centre"], batch=8, how=how))
+    assert 0 < sum(batch.mask.sum() for batch in batches) < len(train)
     assert any("ends before byte" in reason and file.name in reason for reason in bad)
 
 
@@ -420,8 +422,8 @@ def test_neither_writing_nor_reading_needs_tensorflow(folder, tmp_path, fresh_py
         "print(shown.example(0, 0)[0].shape)\n"
         "assert 'tensorflow' not in sys.modules\n"
     )
-    done = fresh_python("-c", code, str(good), str(tmp_path / "out"))
-    assert (done.returncode, done.stdout.strip()) == (0, "(1, 32, 32, 3)"), done.stderr
+    process = fresh_python("-c", code, str(good), str(tmp_path / "out"))
+    assert (process.returncode, process.stdout.strip()) == (0, "(1, 32, 32, 3)"), process.stderr
 
 
 def test_shards_without_the_word_are_of_encoded_images(folder, tmp_path):

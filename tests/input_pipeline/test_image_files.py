@@ -27,9 +27,9 @@ def test_every_kind_of_image_becomes_rgb_or_grey(tmp_path, mode, channels):
     image = image.convert(mode)
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     image.save(path)
-    found = read_image(path, channels)
-    assert found.shape == (5, 7, channels)
-    assert found.dtype == np.uint8
+    array = read_image(path, channels)
+    assert array.shape == (5, 7, channels)
+    assert array.dtype == np.uint8
 
 
 def test_what_is_no_image_is_named(tmp_path):
@@ -67,8 +67,8 @@ def test_the_central_view_is_torchvision_s(size, Q, crop, kernel):
     scaled = np.asarray(Image.fromarray(image).resize((width, height), resample))
     top = int(round((height - crop) / 2.0))  # noqa: RUF046
     left = int(round((width - crop) / 2.0))  # noqa: RUF046
-    found = central_view(image, CentreView(crop=crop, Q=Q), kernel)
-    np.testing.assert_array_equal(found, scaled[top : top + crop, left : left + crop])
+    view = central_view(image, CentreView(crop=crop, Q=Q), kernel)
+    np.testing.assert_array_equal(view, scaled[top : top + crop, left : left + crop])
 
 
 def test_a_photograph_of_349_by_500_is_366_wide_at_short_side_256():
@@ -79,14 +79,14 @@ def test_a_photograph_of_349_by_500_is_366_wide_at_short_side_256():
 def test_a_warped_view_is_of_the_square_whatever_the_aspect():
     image = pixels(60, 90)
     scaled = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR))
-    found = central_view(image, CentreView(crop=27, Q=32, warp=True))
-    np.testing.assert_array_equal(found, scaled[2:29, 2:29])  # 2.5: to the even one
+    view = central_view(image, CentreView(crop=27, Q=32, warp=True))
+    np.testing.assert_array_equal(view, scaled[2:29, 2:29])  # 2.5: to the even one
 
 
 def test_an_image_of_the_right_size_is_only_cropped():
     image = pixels(32, 40, channels=1)
-    found = central_view(image, CentreView(crop=30, Q=32), "opencv_bilinear")
-    np.testing.assert_array_equal(found, image[1:31, 5:35])
+    view = central_view(image, CentreView(crop=30, Q=32), "opencv_bilinear")
+    np.testing.assert_array_equal(view, image[1:31, 5:35])
 
 
 def test_sixteen_bits_keep_their_upper_eight(tmp_path):
@@ -100,16 +100,16 @@ def test_a_deep_pgm_is_brought_to_eight_bits_by_its_maxval(tmp_path, maxval):
     levels = np.linspace(0, maxval, 4096).astype(">u2").reshape(64, 64)
     path = tmp_path / "deep.pgm"
     path.write_bytes(b"P5 64 64 %d\n" % maxval + levels.tobytes())
-    found = read_image(path)[..., 0].astype(float)
+    eight_bits = read_image(path)[..., 0].astype(float)
     # The upper eight bits of 16, as of a PNG: rounded down.
     exact = levels.astype(float) * 65535 / maxval / 256
-    assert (found.min(), found.max()) == (0, 255)
-    assert np.all((exact - found >= -0.01) & (exact - found < 1.01))
+    assert (eight_bits.min(), eight_bits.max()) == (0, 255)
+    assert np.all((exact - eight_bits >= -0.01) & (exact - eight_bits < 1.01))
     if maxval == 4095:
-        np.testing.assert_array_equal(found, levels >> 4)
+        np.testing.assert_array_equal(eight_bits, levels >> 4)
     plain = " ".join(map(str, levels.ravel()))
     path.write_text(f"P2 64 64 {maxval}\n{plain}\n")
-    np.testing.assert_array_equal(read_image(path)[..., 0], found)
+    np.testing.assert_array_equal(read_image(path)[..., 0], eight_bits)
 
 
 # What EXIF's table says of the stored rows and columns, undone: from what is seen to what is
@@ -172,9 +172,9 @@ def test_an_orientation_behind_a_png_s_pixels_counts_and_a_tiff_s_is_pillow_s():
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 def test_avif_is_read(tmp_path):
     flat = np.full((32, 48, 3), (200, 60, 20), np.uint8)
-    found = read_image(save(tmp_path / "a.avif", flat))
-    assert found.shape == flat.shape
-    assert np.abs(found.astype(int) - flat).max() < 8
+    image = read_image(save(tmp_path / "a.avif", flat))
+    assert image.shape == flat.shape
+    assert np.abs(image.astype(int) - flat).max() < 8
     assert {".avif", ".jfif", ".jpe"} < set(SUFFIXES)
 
 

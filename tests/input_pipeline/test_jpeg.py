@@ -93,8 +93,8 @@ def test_header_survives_any_bytes():
             bad = bytearray(content[: rng.integers(2, len(content))])
             for at in rng.integers(0, len(bad), 3):
                 bad[at] = rng.integers(256)
-            found = jpeg.header(bytes(bad))
-            assert found is None or (found.height > 0 and found.components in (1, 3))
+            header = jpeg.header(bytes(bad))
+            assert header is None or (header.height > 0 and header.components in (1, 3))
 
 
 # -------------------------------------------------------------------------- window and resampling
@@ -104,13 +104,13 @@ def test_header_survives_any_bytes():
 def test_a_decoded_window_equals_the_whole_image_but_for_its_margin(name):
     tf = jpeg.tensorflow()
     content, rng = JPEGS[name], np.random.default_rng(0)
-    whole, margin = decoded(content), jpeg.CHROMA_MARGIN
-    height, width = whole.shape[:2]
+    image, margin = decoded(content), jpeg.CHROMA_MARGIN
+    height, width = image.shape[:2]
     for _ in range(20):
         rows, columns = (np.sort(rng.integers(0, size + 1, 2)) for size in (height, width))
         window = (rows[0], columns[0], rows[1] - rows[0] or 1, columns[1] - columns[0] or 1)
         window = (min(rows[0], height - 1), min(columns[0], width - 1), *window[2:])
-        got = tf.image.decode_and_crop_jpeg(
+        part = tf.image.decode_and_crop_jpeg(
             content, window, channels=3, dct_method="INTEGER_ACCURATE"
         ).numpy()
         top, left, h, w = window
@@ -118,7 +118,7 @@ def test_a_decoded_window_equals_the_whole_image_but_for_its_margin(name):
             slice(margin if top else 0, h - (margin if top + h < height else 0)),
             slice(margin if left else 0, w - (margin if left + w < width else 0)),
         )
-        np.testing.assert_array_equal(got[inside], whole[top : top + h, left : left + w][inside])
+        np.testing.assert_array_equal(part[inside], image[top : top + h, left : left + w][inside])
 
 
 VIEWS = {
@@ -158,11 +158,11 @@ def test_training_views_are_pillows_within_rounding(paper, name):
             content, window, channels=3, dct_method="INTEGER_ACCURATE"
         ).numpy()
         box = place.box._replace(top=place.box.top - window.top, left=place.box.left - window.left)
-        got = jpeg.resample(part, box, place.size, beyond=view.BEYOND_BOX)
+        pixels = jpeg.resample(part, box, place.size, beyond=view.BEYOND_BOX)
         expected = reference(image, view, place)
-        assert got.shape == expected.shape
-        assert got.dtype == np.uint8
-        off = np.abs(got.astype(int) - expected)
+        assert pixels.shape == expected.shape
+        assert pixels.dtype == np.uint8
+        off = np.abs(pixels.astype(int) - expected)
         assert off.max() <= 3
         assert off.mean() < 0.5
 
@@ -185,16 +185,16 @@ PILLOWS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 def test_test_views_are_parts_of_pillows_scaled_image(view, kernel):
     image = scene(140, 203)
     places = view.places(140, 203)
-    for got, place in zip(jpeg.views(np.asarray(image), places, kernel), places, strict=True):
+    for pixels, place in zip(jpeg.views(np.asarray(image), places, kernel), places, strict=True):
         top, left, height, width = place.box
         if place.size[0] < round(height * place.scaled[0] / 140):  # GoogLeNet's whole squares
             box = (left, top, min(left + width, 203), min(top + height, 140))
             expected = np.asarray(image.resize(place.size[::-1], PILLOWS[kernel], box=box))
         else:
-            whole = np.asarray(image.resize(place.scaled[::-1], PILLOWS[kernel]))
+            scaled = np.asarray(image.resize(place.scaled[::-1], PILLOWS[kernel]))
             (row, column), (rows, columns) = place.offset, place.size
-            expected = whole[row : row + rows, column : column + columns]
-        np.testing.assert_array_equal(got, expected)
+            expected = scaled[row : row + rows, column : column + columns]
+        np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("S", [100, 700])
@@ -224,18 +224,18 @@ def test_an_image_at_its_own_size_is_not_resampled():
 def test_where_a_kernel_overshoots_pillow_resamples(kernel, most):
     """cykooz.resizer 4.0.1 would be up to 11 levels off with the bicubic kernel."""
     image = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
-    got = jpeg.resample(image, crops.Box(0, 0, 375, 500), (256, 341), kernel=kernel)
+    resampled = jpeg.resample(image, crops.Box(0, 0, 375, 500), (256, 341), kernel=kernel)
     expected = np.asarray(Image.fromarray(image).resize((341, 256), PILLOWS[kernel]))
-    assert np.abs(got.astype(int) - expected).max() <= most
+    assert np.abs(resampled.astype(int) - expected).max() <= most
 
 
 def test_grey_images_are_resampled_as_their_one_channel():
     image = np.asarray(scene(64, 80, mode="L"))[:, :, None]
     place = CentreView(crop=32, Q=40).places(64, 80)[0]
-    got = jpeg.resample(image, place.box, place.size)
+    grey = jpeg.resample(image, place.box, place.size)
     colour = jpeg.resample(np.repeat(image, 3, axis=2), place.box, place.size)
-    assert got.shape == (32, 32, 1)
-    assert np.abs(got.astype(int) - colour[:, :, :1]).max() <= 1
+    assert grey.shape == (32, 32, 1)
+    assert np.abs(grey.astype(int) - colour[:, :, :1]).max() <= 1
 
 
 def test_pillow_reads_what_tensorflow_reads_bit_for_bit():

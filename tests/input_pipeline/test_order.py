@@ -27,13 +27,13 @@ def test_each_epoch_holds_each_example_once(batch):
 
 
 def test_order_from_any_position_continues_the_stream():
-    whole, epochs = order.training(7, 1297, 0, 5000)
+    all_indices, all_epochs = order.training(7, 1297, 0, 5000)
     rng = np.random.default_rng(0)
     for position in rng.integers(0, 4900, 20).tolist():
         order.permutation.cache_clear()
         indices, epoch_of = order.training(7, 1297, position, 100)
-        np.testing.assert_array_equal(indices, whole[position : position + 100])
-        np.testing.assert_array_equal(epoch_of, epochs[position : position + 100])
+        np.testing.assert_array_equal(indices, all_indices[position : position + 100])
+        np.testing.assert_array_equal(epoch_of, all_epochs[position : position + 100])
 
 
 def test_order_does_not_depend_on_the_batch_size():

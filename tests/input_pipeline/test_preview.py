@@ -47,14 +47,14 @@ def cut(sheet: preview.Sheet, area: preview.Area) -> np.ndarray:
 
 def streamed(images, view):
     """The stream's batches of one epoch each, and {(index, epoch): view}."""
-    batches, found = [], {}
+    batches, views = [], {}
     with Stream(images.train, view, seed=SEED, batch=len(images.train)) as stream:
         for _ in range(EPOCHS):
             batch = next(stream)
             batches.append(batch)
             for k, (index, epoch) in enumerate(zip(batch.indices, batch.epochs, strict=True)):
-                found[int(index), int(epoch)] = batch.images[k]
-    return batches, found
+                views[int(index), int(epoch)] = batch.images[k]
+    return batches, views
 
 
 VIEWS = [
@@ -103,8 +103,8 @@ def test_colours_and_mirrors_are_what_training_makes_of_a_batch(images):
             off = np.abs(cut(sheet, area).astype(int) - expected[row.index, epoch])
             assert off.max() <= 1
             assert (off > 0).mean() < 1e-3
-            said = "mirrored" in row.tiles[epoch].captions[0]
-            assert (row.index, epoch, said) in flips
+            says_mirrored = "mirrored" in row.tiles[epoch].captions[0]
+            assert (row.index, epoch, says_mirrored) in flips
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_boxes_lie_where_the_placement_says(images):
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: type(view).__name__)
 def test_boxes_of_objects_are_drawn_around_them(tmp_path, view):
     """Red ones in blue images, whose sides are where lines are, in mirrored views too."""
-    random, found = np.random.default_rng(1), []
+    random, edges = np.random.default_rng(1), []
     for k in range(6):
         height, width = random.integers(100, 200, 2).tolist()
         top, left = random.integers(10, 40, 2).tolist()
@@ -168,8 +168,8 @@ def test_boxes_of_objects_are_drawn_around_them(tmp_path, view):
             folder = tmp_path / part / "ab"[k % 2]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{k // 2}.png")
-        found.append(np.array([[left, top, left + 40, top + 50]]))
-    boxes = Boxes.of([found[k] for k in (0, 2, 4, 1, 3, 5)])
+        edges.append(np.array([[left, top, left + 40, top + 50]]))
+    boxes = Boxes.of([edges[k] for k in (0, 2, 4, 1, 3, 5)])
     images = open_set("folder", tmp_path)
     colours = preview.Colours("none", None, mirror=True)
     rows = preview.views_of_training(
@@ -178,26 +178,26 @@ def test_boxes_of_objects_are_drawn_around_them(tmp_path, view):
     rows += preview.views_of_test(
         images, "test", crops.CentreView(crop=90, Q=100), seed=SEED, count=6, boxes=boxes
     )
-    sheet, seen = preview.sheet(rows, "title", "subtitle"), 0
+    sheet, checked = preview.sheet(rows, "title", "subtitle"), 0
     for row, areas in zip(rows, sheet.views, strict=True):
         for tile, area in zip(row.tiles, areas, strict=True):
             zoom = area.width // tile.pixels.shape[1]
             line = (cut(sheet, area) == preview.OBJECT).all(axis=2)
             red = np.kron(tile.pixels[..., 0] > 127, np.ones((zoom, zoom))) > 0
             for seen_line, seen_red in ((line, red), (line.T, red.T)):
-                there = np.flatnonzero(seen_red.any(axis=0))
-                if len(there) < 20 or seen_red.any(axis=1).sum() < 20:
+                red_places = np.flatnonzero(seen_red.any(axis=0))
+                if len(red_places) < 20 or seen_red.any(axis=1).sum() < 20:
                     continue
                 across = seen_line[seen_red.any(axis=1)].mean(axis=0)
                 last = seen_red.shape[1] - 1
-                sides = [side for side in there[[0, -1]] if 0 < side < last]
+                sides = [side for side in red_places[[0, -1]] if 0 < side < last]
                 drawn = np.flatnonzero(across > 0.5)
                 lines = (np.diff(drawn) > 1).sum() + 1 if len(drawn) else 0
                 assert len(sides) <= lines <= 2  # a line may lie at the view's border
                 for side in sides:
                     assert np.abs(drawn - side).min() <= 1.5 * zoom
-                    seen += 1
-    assert seen > 40
+                    checked += 1
+    assert checked > 40
     mirrored = [tile.captions[0].endswith("mirrored") for row in rows for tile in row.tiles]
     assert 3 < sum(mirrored) < len(mirrored)
 
@@ -227,12 +227,12 @@ def test_images_are_spread_over_the_classes_and_follow_from_the_seed(images):
 
 
 def test_an_unusable_image_is_named_and_another_of_its_class_shown(root, images):
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(StopIteration):
-        next(iter(preview.usable(images.train, [[2]], said.append)))
-    assert len(said) == 1
-    assert "train/ant/2.jpg" in said[0]
-    ((index, image, label),) = preview.usable(images.train, [[2, 3]], said.append)
+        next(iter(preview.usable(images.train, [[2]], messages.append)))
+    assert len(messages) == 1
+    assert "train/ant/2.jpg" in messages[0]
+    ((index, image, label),) = preview.usable(images.train, [[2, 3]], messages.append)
     assert (index, label) == (3, 0)
     with Image.open(root / "train/ant/3.jpg") as stored:
         np.testing.assert_array_equal(image, np.asarray(stored))
@@ -258,7 +258,7 @@ def test_an_unknown_colour_is_refused(images):
 
 def test_fitted_colours_are_those_of_the_training_images(images):
     view = crops.ScaleView(crop=32, S=(32, 64))
-    found = preview.fit_colours("pca_fitted", images, view, mirror=True).constants
+    constants = preview.fit_colours("pca_fitted", images, view, mirror=True).constants
     squares = []
     with contextlib.closing(
         eval_stream(
@@ -270,8 +270,8 @@ def test_fitted_colours_are_those_of_the_training_images(images):
         for batch in batches:
             squares.append(batch.views.reshape(-1, 3).astype(np.float64))
     covariance = np.cov(np.concatenate(squares).T, bias=True)
-    assert found is not None
-    np.testing.assert_allclose(found @ found.T, covariance, rtol=1e-4)  # E l E^T
+    assert constants is not None
+    np.testing.assert_allclose(constants @ constants.T, covariance, rtol=1e-4)  # E l E^T
 
 
 def test_captions_say_what_was_drawn(images):

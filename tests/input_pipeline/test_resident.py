@@ -23,17 +23,17 @@ def images():
 
 def test_per_pixel_normalisation_is_numpys(images):
     normalise = Normalisation.fit(images, "per_pixel", divide_by_std=True)
-    left = images - images.astype(np.float64).mean(axis=0)
-    np.testing.assert_allclose(normalise(images), left / left.std(), rtol=1e-5, atol=1e-5)
-    assert normalise.std == pytest.approx(left.std(), rel=1e-6)
+    centred = images - images.astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(normalise(images), centred / centred.std(), rtol=1e-5, atol=1e-5)
+    assert normalise.std == pytest.approx(centred.std(), rel=1e-6)
 
 
 def test_per_channel_normalisation_is_numpys_and_keeps_the_scale(images):
-    left = images - images.astype(np.float64).mean(axis=(0, 1, 2))
+    centred = images - images.astype(np.float64).mean(axis=(0, 1, 2))
     x = Normalisation.fit(images, "per_channel")(images)
-    np.testing.assert_allclose(x, left, atol=1e-4)
+    np.testing.assert_allclose(x, centred, atol=1e-4)
     spread = Normalisation.fit(images, "per_channel", divide_by_std=True).std
-    assert spread == pytest.approx(left.std(), rel=1e-6)
+    assert spread == pytest.approx(centred.std(), rel=1e-6)
 
 
 def test_no_normalisation_leaves_the_bytes(images):
@@ -66,12 +66,12 @@ def contrast_normalised(images):
 
 
 def test_whitened_images_are_those_of_a_matrix_square_root(smooth_images):
-    train, other = smooth_images[:1050], smooth_images[1050:]
+    train, test = smooth_images[:1050], smooth_images[1050:]
     normalise = Normalisation.fit(train, "gcn_zca")
     g = contrast_normalised(train)
     covariance = np.cov(g, rowvar=False, bias=True)
     root = scipy.linalg.sqrtm(covariance + 0.1 * np.eye(144)).real
-    for images in (train, other):
+    for images in (train, test):
         expected = scipy.linalg.solve(root, (contrast_normalised(images) - g.mean(axis=0)).T).T
         white = jax.jit(lambda n, x: n(x))(normalise, images)
         assert white.dtype == jnp.float32
@@ -304,8 +304,8 @@ def test_view_depends_on_seed_epoch_and_example_only():
         x, y = batch(indices, epochs)
         np.testing.assert_array_equal(x[place], alone[0][0])
         np.testing.assert_array_equal(y, train.labels[indices])
-    for other in (batch([11], [4]), batch([12], [3]), batch([11], [3], seed=6)):
-        assert not np.array_equal(other[0], alone[0])
+    for changed in (batch([11], [4]), batch([12], [3]), batch([11], [3], seed=6)):
+        assert not np.array_equal(changed[0], alone[0])
 
 
 def test_two_examples_of_one_epoch_are_not_shifted_alike():
@@ -352,11 +352,11 @@ def test_distorted_images_are_scipys_under_the_drawn_map(smooth_images):
     shown = set()
     for seed in range(40):
         key = jax.random.key(seed)
-        found = np.asarray(resident._distorted(jnp.asarray(image), key, share=0.5))
+        distorted = np.asarray(resident._distorted(jnp.asarray(image), key, share=0.5))
         draws = np.asarray(jax.random.uniform(jax.random.fold_in(key, 1), (6,)), np.float64)
         shown.add(bool(draws[5] < 0.5))
         if draws[5] >= 0.5:
-            np.testing.assert_array_equal(found, image)
+            np.testing.assert_array_equal(distorted, image)
             continue
         down, across, scale, squeeze, shear = 2 * draws[:5] - 1
         down, across = down * resident.SHIFT * height, across * resident.SHIFT * width
@@ -370,7 +370,7 @@ def test_distorted_images_are_scipys_under_the_drawn_map(smooth_images):
             scipy.ndimage.affine_transform(image[..., c], back, offset, order=1, mode="nearest")
             for c in range(channels)
         ]
-        np.testing.assert_allclose(found, np.stack(expected, -1), atol=2e-2)
+        np.testing.assert_allclose(distorted, np.stack(expected, -1), atol=2e-2)
     assert shown == {True, False}
 
 

@@ -50,10 +50,10 @@ def folder(tmp_path_factory):
     """22 training and 8 validation images of two wnids; one is damaged, one a PNG, one CMYK."""
     root = tmp_path_factory.mktemp("folder")
     count = 0
-    for part, each in (("train", 11), ("val", 4)):
+    for part, per_class in (("train", 11), ("val", 4)):
         for wnid in ("n01440764", "n02102040"):
             (root / part / wnid).mkdir(parents=True)
-            for k in range(each):
+            for k in range(per_class):
                 content = picture(*SIZES[count % len(SIZES)])
                 (root / part / wnid / f"{wnid}_{k}.JPEG").write_bytes(content)
                 count += 1
@@ -77,32 +77,34 @@ def files(out):
 
 def test_shards_hold_the_same_images_in_the_same_order(images, tmp_path):
     progress = []
-    done = prepare(
+    summary = prepare(
         images,
         tmp_path / "out",
         shards=5,
         processes=1,
         on_progress=lambda *step: progress.append(step),
     )
-    assert done.counts == {"train": 22, "val": 8}
-    assert (done.written, done.shrunk, done.undecodable) == (7, 0, 0)
+    assert summary.counts == {"train": 22, "val": 8}
+    assert (summary.written, summary.shrunk, summary.undecodable) == (7, 0, 0)
     assert progress == [(stage, k, 30) for stage in ("write", "verify") for k in range(1, 31)]
     assert detect(tmp_path / "out") == "shards"
-    found = open_set("shards", tmp_path / "out")
-    for part, source in ((found.train, images.train), (found.test, images.test)):
+    shards = open_set("shards", tmp_path / "out")
+    for part, source in ((shards.train, images.train), (shards.test, images.test)):
         assert contents(part) == contents(source)
         np.testing.assert_array_equal(part.labels, source.labels)
         assert part.labels.dtype == np.int32
-    assert found.fingerprint == images.fingerprint
-    assert found.class_names == images.class_names
-    assert found.class_names == tuple(imagenet_classes()[1][k] for k in (0, 217))
-    assert found.folders == images.folders
+    assert shards.fingerprint == images.fingerprint
+    assert shards.class_names == images.class_names
+    assert shards.class_names == tuple(imagenet_classes()[1][k] for k in (0, 217))
+    assert shards.folders == images.folders
     place = "train-00001-of-00005.tfrecord: train/n01440764/n01440764_3.JPEG"
-    assert found.train.where(4) == place
-    assert found.train.where(8) == "train-00002-of-00005.tfrecord: train/n01440764/n01440764_7.JPEG"
+    assert shards.train.where(4) == place
+    assert (
+        shards.train.where(8) == "train-00002-of-00005.tfrecord: train/n01440764/n01440764_7.JPEG"
+    )
     names = [f"train-{k:05d}-of-00005.tfrecord" for k in range(5)]
     names += [f"val-{k:05d}-of-00002.tfrecord" for k in range(2)]
-    assert done.size == sum((tmp_path / "out" / name).stat().st_size for name in names)
+    assert summary.size == sum((tmp_path / "out" / name).stat().st_size for name in names)
     assert set(os.listdir(tmp_path / "out")) == {
         ".lock",
         "dataset.json",
@@ -129,12 +131,12 @@ def test_several_processes_write_the_same_files(images, tmp_path):
 
 
 def test_large_images_are_shrunk_and_the_others_copied(images, tmp_path):
-    done = prepare(images, tmp_path, short_side=32, quality=90, processes=1)
-    found = open_set("shards", tmp_path)
+    summary = prepare(images, tmp_path, short_side=32, quality=90, processes=1)
+    shards = open_set("shards", tmp_path)
     damaged = ["train/n01440764/n01440764_1.JPEG", "train/n01440764/n01440764_2.JPEG"]
-    assert list(done.undecodable_names) == damaged
+    assert list(summary.undecodable_names) == damaged
     shrunk = 0
-    for part, source in ((found.train, images.train), (found.test, images.test)):
+    for part, source in ((shards.train, images.train), (shards.test, images.test)):
         for i in range(len(source)):
             (old, label), (new, same) = source.read(i), part.read(i)
             assert label == same
@@ -152,11 +154,11 @@ def test_large_images_are_shrunk_and_the_others_copied(images, tmp_path):
             scaled = before.convert(after.mode).resize(after.size, Image.Resampling.LANCZOS)
             difference = np.asarray(scaled).astype(int) - np.asarray(after)
             assert np.abs(difference).mean() < 3
-    grey = Image.open(io.BytesIO(found.train.read(6)[0]))
+    grey = Image.open(io.BytesIO(shards.train.read(6)[0]))
     assert (images.train.where(6), grey.mode) == ("train/n01440764/n01440764_5.JPEG", "L")
-    assert done.shrunk == shrunk > 10
-    assert done.undecodable == 2
-    assert found.fingerprint != images.fingerprint
+    assert summary.shrunk == shrunk > 10
+    assert summary.undecodable == 2
+    assert shards.fingerprint != images.fingerprint
     state = json.loads((tmp_path / "dataset.json").read_text())
     assert state["source"] == images.fingerprint
     assert (state["short_side"], state["quality"]) == (32, 90)
@@ -200,18 +202,18 @@ def test_shards_are_read_once_and_what_was_changed_in_them_is_told(images, tmp_p
     read, progress = [], []
     monkeypatch.setattr(contents_of, "of_source", lambda *args: read.append(1) or of_source(*args))
     for _ in range(2):
-        found = open_set("shards", out, lambda *told: progress.append(told))
-        assert found.fingerprint == images.fingerprint
+        shards = open_set("shards", out, lambda *step: progress.append(step))
+        assert shards.fingerprint == images.fingerprint
     assert len(read) == 2  # train and val
     assert {(22, 22), (8, 8)} <= set(progress)
     file = out / "train-00001-of-00005.tfrecord"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-40] + bytes(byte ^ 1 for byte in whole[-40:]))
+    content = file.read_bytes()
+    file.write_bytes(content[:-40] + bytes(byte ^ 1 for byte in content[-40:]))
     with pytest.raises(DataError, match=rf"{file.name} does not hold what was written \(1 images"):
         open_set("shards", out)
     file.unlink()
     prepare(images, out, shards=5, processes=1)
-    assert file.read_bytes() == whole
+    assert file.read_bytes() == content
     assert open_set("shards", out).fingerprint == images.fingerprint
 
 
@@ -242,14 +244,14 @@ def test_resumed_writing_equals_uninterrupted_writing(images, tmp_path, monkeypa
     (out / "train-00004-of-00009.tfrecord.0.partial").write_bytes(b"of a process that was killed")
     monkeypatch.setattr(preparing, "_write_images", write)
     progress = []
-    done = prepare(
+    summary = prepare(
         images,
         out,
         short_side=32,
         processes=1,
         on_progress=lambda *step: progress.append(step),
     )
-    assert done.written == 4
+    assert summary.written == 4
     assert progress[0] == ("write", 14, 30)  # 13 images lie in the first three shards
     assert {name: (out / name).stat().st_mtime_ns for name in written} == before
     assert files(out) == files(tmp_path / "whole")
@@ -271,7 +273,7 @@ def test_a_second_call_writes_nothing(images, tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["missing", "short", "note", "flipped"])
 def test_damaged_shards_are_written_again(images, tmp_path, damage):
     prepare(images, tmp_path, shards=5, processes=1)
-    whole = files(tmp_path)
+    expected = files(tmp_path)
     file = tmp_path / "train-00002-of-00005.tfrecord"
     if damage in ("missing", "note"):
         file.unlink()
@@ -286,7 +288,7 @@ def test_damaged_shards_are_written_again(images, tmp_path, damage):
         state = json.loads((tmp_path / "dataset.json").read_text())
         (tmp_path / "dataset.json").write_text(json.dumps(state | {"complete": False}))
     assert prepare(images, tmp_path, processes=1).written == (2 if damage == "note" else 1)
-    assert files(tmp_path) == whole
+    assert files(tmp_path) == expected
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "flipped", "foreign"])
@@ -294,14 +296,14 @@ def test_a_damaged_index_is_refused_and_the_same_call_writes_it_anew(images, tmp
     """As is one of other images, which fits this one's counts, places and sizes."""
     out = tmp_path / "out"
     prepare(images, out, shards=5, processes=1)
-    whole = files(out)
+    expected = files(out)
     index = out / "index.npz"
     if damage == "missing":
         index.unlink()
     if damage == "short":
         os.truncate(index, 300)
     if damage == "flipped":
-        index.write_bytes(whole["index.npz"][:-1] + b"\1")
+        index.write_bytes(expected["index.npz"][:-1] + b"\1")
     if damage == "foreign":
         with np.load(index) as archive:
             arrays = dict(archive)
@@ -309,9 +311,9 @@ def test_a_damaged_index_is_refused_and_the_same_call_writes_it_anew(images, tmp
     with pytest.raises(DataError, match=r"run `cnn-depth data prepare` again: it writes the index"):
         open_set("shards", out)
     stages = []
-    done = prepare(images, out, processes=1, on_progress=lambda stage, *_: stages.append(stage))
-    assert (done.written, set(stages)) == (0, {"verify"})
-    assert files(out) == whole
+    summary = prepare(images, out, processes=1, on_progress=lambda stage, *_: stages.append(stage))
+    assert (summary.written, set(stages)) == (0, {"verify"})
+    assert files(out) == expected
 
 
 def test_what_a_kill_at_the_first_write_leaves_is_no_other_file(images, tmp_path, monkeypatch):
@@ -359,17 +361,17 @@ def test_a_killed_run_leaves_no_half_shard(folder, tmp_path):
     assert not _processes_of(process.pid)
     images = open_set("folder", folder)
     prepare(images, tmp_path / "whole", shards=22, processes=1, short_side=8)
-    whole = files(tmp_path / "whole")
+    expected = files(tmp_path / "whole")
     for name, content in files(out).items():
         if name.endswith(".tfrecord"):
-            assert content == whole[name]
+            assert content == expected[name]
     prepare(images, out, short_side=8, processes=1)
-    assert files(out) == whole
+    assert files(out) == expected
 
 
 def _processes_of(session):
     """The ids of the processes that were started in that session."""
-    found = []
+    ids = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
@@ -378,8 +380,8 @@ def _processes_of(session):
             except OSError:
                 continue
             if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry))
-    return found
+                ids.append(int(entry))
+    return ids
 
 
 # ------------------------------------------------------------------------------ clear errors
@@ -397,9 +399,9 @@ def test_other_options_than_the_folder_s_are_named(images, folder, tmp_path):
     assert "with short_side 32, and 16" in message(short_side=16)
     assert "with quality 95, and 50" in message(short_side=32, quality=50)
     assert "with shards {'train': 2, 'val': 1}" in message(short_side=32, shards=4)
-    other = shutil.copytree(folder, tmp_path / "other")
-    (other / "train" / "n01440764" / "n01440764_2.JPEG").write_bytes(b"longer")
-    assert "from images with the fingerprint" in message(open_set("folder", other), short_side=32)
+    changed = shutil.copytree(folder, tmp_path / "other")
+    (changed / "train" / "n01440764" / "n01440764_2.JPEG").write_bytes(b"longer")
+    assert "from images with the fingerprint" in message(open_set("folder", changed), short_side=32)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     with pytest.raises(DataError, match=r"holds other files \('thesis.tex'\)"):
@@ -462,7 +464,7 @@ def hostile_index():
 def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
     prepare(images, tmp_path, shards=2, processes=1)
     index, file = tmp_path / "index.npz", tmp_path / "train-00001-of-00002.tfrecord"
-    whole = index.read_bytes()
+    intact = index.read_bytes()
     with np.load(index) as archive:
         arrays = dict(archive)
 
@@ -473,7 +475,7 @@ def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
         vouched_for()
         with pytest.raises(DataError, match=match):
             open_set("shards", tmp_path)
-        index.write_bytes(whole)
+        index.write_bytes(intact)
 
     def vouched_for():
         digest = hashlib.sha256(index.read_bytes()).hexdigest()
@@ -491,12 +493,12 @@ def test_index_files_that_lead_elsewhere_are_refused(images, tmp_path):
     refused("train-00000-of-00002.tfrecord is shorter", train_sizes=arrays["train_sizes"] + 10**6)
     refused("is shorter", train_offsets=arrays["train_offsets"] + 2**62)
     refused("cannot be read", train_labels=np.array([object()] * 22))
-    for content in (whole[:300], hostile_index()):
+    for content in (intact[:300], hostile_index()):
         index.write_bytes(content)
         vouched_for()
         with pytest.raises(DataError, match=r"index.npz: cannot be read .*writes the index anew"):
             open_set("shards", tmp_path)
-    index.write_bytes(whole)
+    index.write_bytes(intact)
     vouched_for()
     os.truncate(file, file.stat().st_size - 300)
     with pytest.raises(DataError, match=r"train-00001-of-00002.tfrecord is shorter than it was"):
@@ -539,7 +541,7 @@ def test_files_that_stay_open_leave_descriptors_to_others(images, tmp_path):
     """Few are allowed; then none is left, but those that stay open."""
     prepare(images, tmp_path, shards=22, processes=1)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = []
+    descriptors = []
     before = len(os.listdir("/proc/self/fd"))
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (before + 64, limits[1]))
@@ -549,10 +551,10 @@ def test_files_that_stay_open_leave_descriptors_to_others(images, tmp_path):
         assert len(os.listdir("/proc/self/fd")) == before + min(allowed, 22)
         with contextlib.suppress(OSError):
             while True:
-                taken.append(os.open(os.devnull, os.O_RDONLY))
+                descriptors.append(os.open(os.devnull, os.O_RDONLY))
         read = contents(train)
     finally:
-        for descriptor in taken:
+        for descriptor in descriptors:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert read == contents(images.train)
@@ -570,11 +572,11 @@ def test_tensorflow_reads_the_records(images, tmp_path):
         "image/class/label": tf.io.FixedLenFeature([], tf.int64),
         "image/filename": tf.io.FixedLenFeature([], tf.string),
     }
-    found = [
+    examples = [
         tf.io.parse_single_example(record, features) for record in tf.data.TFRecordDataset(names)
     ]
-    rows = [(f["image/encoded"].numpy(), int(f["image/class/label"])) for f in found]
+    rows = [(f["image/encoded"].numpy(), int(f["image/class/label"])) for f in examples]
     assert rows == contents(images.train)
-    assert [f["image/filename"].numpy().decode() for f in found] == [
+    assert [f["image/filename"].numpy().decode() for f in examples] == [
         images.train.where(i) for i in range(22)
     ]

@@ -63,17 +63,17 @@ def expected_val():
     return [(content, label) for label, _, content in sorted(rows)]
 
 
-def assert_is_the_set(found):
-    assert contents(found.train) == expected_train()
-    assert contents(found.test) == expected_val()
-    for part in (found.train, found.test):
+def assert_is_the_set(images):
+    assert contents(images.train) == expected_train()
+    assert contents(images.test) == expected_val()
+    for part in (images.train, images.test):
         assert part.labels.dtype == np.int32
         assert part.labels.tolist() == [label for _, label in contents(part)]
     wnids, names = imagenet_classes()
-    assert found.class_names == tuple(names[wnids.index(wnid)] for wnid in WNIDS)
-    assert found.folders == WNIDS
-    assert found.classes == 3
-    assert found.mirror_ok
+    assert images.class_names == tuple(names[wnids.index(wnid)] for wnid in WNIDS)
+    assert images.folders == WNIDS
+    assert images.classes == 3
+    assert images.mirror_ok
 
 
 # ------------------------------------------------------------------------------- folders
@@ -83,11 +83,11 @@ def assert_is_the_set(found):
 def test_a_folder_of_classes_is_read_in_order_of_classes_and_names(tmp_path, part):
     root = class_folders(tmp_path / "set")
     (root / "val").rename(root / part)
-    found = open_set("folder", root)
-    assert_is_the_set(found)
-    assert found.name == "folder"
-    assert found.train.where(1) == "train/n01440764/n01440764_10.JPEG"
-    assert found.test.where(5) == f"{part}/n03000684/ILSVRC2012_val_00000005.JPEG"
+    images = open_set("folder", root)
+    assert_is_the_set(images)
+    assert images.name == "folder"
+    assert images.train.where(1) == "train/n01440764/n01440764_10.JPEG"
+    assert images.test.where(5) == f"{part}/n03000684/ILSVRC2012_val_00000005.JPEG"
     assert detect(root) == "folder"
 
 
@@ -100,9 +100,9 @@ def test_hidden_entries_and_other_files_are_no_images(tmp_path):
     )
     write(root / "val", {"n01440764/a.psd": b"", "n01440764/.cache/1.png": b""})
     os.mkfifo(root / "train" / "n01440764" / "pipe.jpg")
-    found = open_set("folder", root)
-    assert_is_the_set(found)
-    assert found.notes == (
+    images = open_set("folder", root)
+    assert_is_the_set(images)
+    assert images.notes == (
         "1 file without a suffix and 2 files of suffix .txt are not read, such as "
         "train/n01440764/jpg",
         "3 hidden image files are not read, such as train/n01440764/.1.jpg",
@@ -118,12 +118,12 @@ def test_images_in_deeper_folders_are_of_their_class(tmp_path):
         {"train/a/x/y/2.jpg": b"2", "train/a/b.jpg/1.jpg": b"1", "train/__b/3.jpg": b"3"}
         | {"train/a/z.jpg": b"4", "val/a/deep/5.jpg": b"5"},
     )
-    found = open_set("folder", tmp_path)
-    assert found.class_names == ("__b", "a")
-    assert contents(found.train) == [(b"3", 0), (b"1", 1), (b"2", 1), (b"4", 1)]
-    assert found.train.where(2) == "train/a/x/y/2.jpg"
-    assert contents(found.test) == [(b"5", 1)]
-    assert found.notes == ()
+    images = open_set("folder", tmp_path)
+    assert images.class_names == ("__b", "a")
+    assert contents(images.train) == [(b"3", 0), (b"1", 1), (b"2", 1), (b"4", 1)]
+    assert images.train.where(2) == "train/a/x/y/2.jpg"
+    assert contents(images.test) == [(b"5", 1)]
+    assert images.notes == ()
 
 
 def test_links_that_lead_in_circles_are_one_unusable_image_and_not_followed(tmp_path):
@@ -136,15 +136,15 @@ def test_links_that_lead_in_circles_are_one_unusable_image_and_not_followed(tmp_
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "n01440764_3.JPEG").write_bytes(b"linked")
     (first / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    found = open_set("folder", root)
-    names = [found.train.where(i).rpartition("n01440764/")[2] for i in range(5)]
+    images = open_set("folder", root)
+    names = [images.train.where(i).rpartition("n01440764/")[2] for i in range(5)]
     assert names[:2] == ["linked/n01440764_3.JPEG", "n01440764_1.JPEG"]
     assert names[4] == "n01440764_20.JPEG"
-    assert list(found.train.missing) == [4]
-    assert found.train.read(0) == (b"linked", 0)
+    assert list(images.train.missing) == [4]
+    assert images.train.read(0) == (b"linked", 0)
     with pytest.raises(OSError, match="symbolic links"):
-        found.train.read_again(4)
-    assert found.notes == (
+        images.train.read_again(4)
+    assert images.notes == (
         "2 files without a suffix are not read, such as train/n01440764/round",
         "1 link to a folder that it lies in is not followed, such as train/n01440764/up",
     )
@@ -164,20 +164,20 @@ def test_suffixes_in_any_case_and_names_of_any_bytes_are_read(tmp_path):
     write(tmp_path / "val" / "\u00e9", {name: name.encode() for name in names})
     with open(os.fsencode(tmp_path / "train" / "a b") + b"/" + raw, "wb") as stream:
         stream.write(b"raw")
-    found = open_set("folder", tmp_path)
-    assert contents(found.train) == [(b"1", 0), (b"raw", 0), (b"2", 1)]
-    assert found.class_names == ("a b", "\u00e9")
-    assert contents(found.test)[1:] == [(name.encode(), 1) for name in names]
-    assert found.train.where(1).encode("utf-8", "surrogateescape") == b"train/a b/" + raw
+    images = open_set("folder", tmp_path)
+    assert contents(images.train) == [(b"1", 0), (b"raw", 0), (b"2", 1)]
+    assert images.class_names == ("a b", "\u00e9")
+    assert contents(images.test)[1:] == [(name.encode(), 1) for name in names]
+    assert images.train.where(1).encode("utf-8", "surrogateescape") == b"train/a b/" + raw
 
 
 def test_all_of_imagenet_s_wnids_get_its_names_in_its_order(tmp_path):
     wnids, names = imagenet_classes()
     write(tmp_path / "train", {f"{wnid}/1.JPEG": b"" for wnid in wnids})
     write(tmp_path / "val", {"n15075141/1.JPEG": b"x"})
-    found = open_set("folder", tmp_path)
-    assert found.class_names == names
-    assert contents(found.test) == [(b"x", 999)]
+    images = open_set("folder", tmp_path)
+    assert images.class_names == names
+    assert contents(images.test) == [(b"x", 999)]
 
 
 def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
@@ -187,12 +187,12 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path):
     file.symlink_to(tmp_path / "elsewhere.jpg")
     assert_is_the_set(open_set("folder", root))
     (tmp_path / "elsewhere.jpg").unlink()
-    found = open_set("folder", root)
-    assert len(found.train) == 9
+    images = open_set("folder", root)
+    assert len(images.train) == 9
     with pytest.raises(OSError, match="No such file"):
-        found.train.read(1)
-    assert (list(found.train.missing), list(found.test.missing)) == ([1], [])
-    assert list(found.train.take(np.array([3, 1, 0, 1])).missing) == [1, 3]
+        images.train.read(1)
+    assert (list(images.train.missing), list(images.test.missing)) == ([1], [])
+    assert list(images.train.take(np.array([3, 1, 0, 1])).missing) == [1, 3]
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -244,11 +244,11 @@ def settled(root):
 @pytest.fixture
 def read_files(monkeypatch):
     """The files that are read from folders, as they are named."""
-    found, read = [], FolderSource.read
+    files, read = [], FolderSource.read
     monkeypatch.setattr(
-        FolderSource, "read", lambda self, i: found.append(self.where(i)) or read(self, i)
+        FolderSource, "read", lambda self, i: files.append(self.where(i)) or read(self, i)
     )
-    return found
+    return files
 
 
 def test_contents_are_read_once_and_again_where_a_file_has_changed(
@@ -256,7 +256,7 @@ def test_contents_are_read_once_and_again_where_a_file_has_changed(
 ):
     root = settled(class_folders(tmp_path / "set"))
     progress = []
-    first = open_set("folder", root, lambda *told: progress.append(told)).fingerprint
+    first = open_set("folder", root, lambda *step: progress.append(step)).fingerprint
     assert sorted(read_files) == sorted(
         (*TRAIN, *(f"{w}/{n}" for w, n in zip(VAL_WNIDS, VAL, strict=True)))
     )
@@ -269,19 +269,19 @@ def test_contents_are_read_once_and_again_where_a_file_has_changed(
     assert open_set("folder", root).fingerprint == first
     assert read_files == []
     file = root / "train" / WNIDS[1] / f"{WNIDS[1]}_2.JPEG"
-    whole = file.read_bytes()
-    file.write_bytes(whole[::-1])  # of the same size
+    content = file.read_bytes()
+    file.write_bytes(content[::-1])  # of the same size
     os.utime(file, ns=(0, 10**18 + 7 * 10**9))
-    other = open_set("folder", root).fingerprint
+    changed = open_set("folder", root).fingerprint
     assert read_files == [f"{WNIDS[1]}/{WNIDS[1]}_2.JPEG"]
-    assert other != first
+    assert changed != first
     # More files and fewer ones: only what is new is read.
     (root / "train" / WNIDS[0] / f"{WNIDS[0]}_1.JPEG").unlink()
     write(root / "train", {f"{WNIDS[0]}/new/0.JPEG": b"new"})
     read_files.clear()
     open_set("folder", root)
     assert read_files == [f"{WNIDS[0]}/new/0.JPEG"]
-    file.write_bytes(whole)
+    file.write_bytes(content)
     (root / "train" / WNIDS[0] / "new" / "0.JPEG").unlink()
     write(root / "train", {name: TRAIN[name] for name in (f"{WNIDS[0]}/{WNIDS[0]}_1.JPEG",)})
     assert open_set("folder", root).fingerprint == first
@@ -303,8 +303,8 @@ def test_swapped_folders_of_files_alike_are_another_set(tmp_path):
         os.utime(file, ns=(0, 10**18))
     prints = [open_set("folder", tmp_path).fingerprint]
     for _ in range(2):
-        for one, other in ("ax", "ba", "xb"):
-            (tmp_path / "train" / one).rename(tmp_path / "train" / other)
+        for old, new in ("ax", "ba", "xb"):
+            (tmp_path / "train" / old).rename(tmp_path / "train" / new)
         prints.append(open_set("folder", tmp_path).fingerprint)
     assert prints[0] == prints[2] != prints[1]
 
@@ -349,8 +349,8 @@ def test_the_fingerprint_tells_images_names_and_classes_but_not_the_place(tmp_pa
         "size": lambda root: file(root).write_bytes(b"longer" * 30),
         "content": lambda root: file(root).write_bytes(file(root).read_bytes()[::-1]),
         "swapped": lambda root: [
-            (root / "train" / one).rename(root / "train" / other)
-            for one, other in ((WNIDS[0], "x"), (WNIDS[1], WNIDS[0]), ("x", WNIDS[1]))
+            (root / "train" / old).rename(root / "train" / new)
+            for old, new in ((WNIDS[0], "x"), (WNIDS[1], WNIDS[0]), ("x", WNIDS[1]))
         ],
         "name": lambda root: file(root).rename(file(root).with_name(f"{WNIDS[1]}_3.JPEG")),
         # The order of the names stays the same.
@@ -363,12 +363,12 @@ def test_the_fingerprint_tells_images_names_and_classes_but_not_the_place(tmp_pa
         "gone": lambda root: file(root).unlink(),
         "test": lambda root: (root / "val" / WNIDS[0] / "ILSVRC2012_val_00000002.JPEG").unlink(),
     }
-    found = [fingerprint(name, change) for name, change in changes.items()]
+    changed = [fingerprint(name, change) for name, change in changes.items()]
     same = fingerprint("first", lambda root: None)
     assert same == fingerprint("second", lambda root: os.utime(file(root), (1, 1)))
     shutil.copytree(tmp_path / "first", tmp_path / "copy", copy_function=shutil.copyfile)
     assert same == open_set("folder", tmp_path / "copy").fingerprint
-    assert len({same, *found}) == 1 + len(changes)
+    assert len({same, *changed}) == 1 + len(changes)
 
 
 # -------------------------------------------------------------- ILSVRC's flat validation part
@@ -432,10 +432,10 @@ def flat_folder(folder, labels):
 @pytest.mark.parametrize("labels", LABEL_FILES)
 def test_a_flat_validation_folder_gets_its_labels_from_each_kind_of_file(tmp_path, labels):
     root = flat_folder(tmp_path / "flat", labels)
-    found = open_set("folder", root)
-    assert_is_the_set(found)
-    assert found.fingerprint == open_set("folder", class_folders(tmp_path / "set")).fingerprint
-    assert found.test.where(0) == "val/ILSVRC2012_val_00000002.JPEG"
+    images = open_set("folder", root)
+    assert_is_the_set(images)
+    assert images.fingerprint == open_set("folder", class_folders(tmp_path / "set")).fingerprint
+    assert images.test.where(0) == "val/ILSVRC2012_val_00000002.JPEG"
 
 
 def test_kaggle_s_copy_is_found_from_its_top(tmp_path):
@@ -530,11 +530,11 @@ def original_tars(folder, tar_format=tarfile.GNU_FORMAT, prefix="", labels=solut
 
 @pytest.mark.parametrize("tar_format", FORMATS)
 def test_the_original_tars_are_the_same_set_as_the_folders(tmp_path, tar_format):
-    found = open_set("ilsvrc", original_tars(tmp_path / "tars", tar_format))
-    assert_is_the_set(found)
-    assert found.fingerprint == open_set("folder", class_folders(tmp_path / "set")).fingerprint
-    assert found.train.where(1) == "ILSVRC2012_img_train.tar: n01440764.tar: n01440764_10.JPEG"
-    assert found.test.where(0) == "ILSVRC2012_img_val.tar: ILSVRC2012_val_00000002.JPEG"
+    images = open_set("ilsvrc", original_tars(tmp_path / "tars", tar_format))
+    assert_is_the_set(images)
+    assert images.fingerprint == open_set("folder", class_folders(tmp_path / "set")).fingerprint
+    assert images.train.where(1) == "ILSVRC2012_img_train.tar: n01440764.tar: n01440764_10.JPEG"
+    assert images.test.where(0) == "ILSVRC2012_img_val.tar: ILSVRC2012_val_00000002.JPEG"
     assert detect(tmp_path / "tars") == "ilsvrc"
 
 
@@ -575,15 +575,15 @@ def test_offsets_beyond_eight_gigabytes_are_understood(tmp_path):
 @pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
 def test_truncated_and_damaged_tars_are_named(tmp_path, name):
     root = original_tars(tmp_path)
-    whole = (root / name).read_bytes()
-    last = whole.rstrip(b"\0")
+    content = (root / name).read_bytes()
+    last = content.rstrip(b"\0")
     cuts = [0, 100, 600, len(last) - 5, -(-len(last) // 512) * 512]
     for cut in cuts:
-        (root / name).write_bytes(whole[:cut])
+        (root / name).write_bytes(content[:cut])
         with pytest.raises(DataError, match=rf"{name}.*truncated"):
             open_set("ilsvrc", root)
-    for header in (0, whole.rindex(b"ustar") - 257):  # of the first file and of the last
-        damaged = bytearray(whole)
+    for header in (0, content.rindex(b"ustar") - 257):  # of the first file and of the last
+        damaged = bytearray(content)
         damaged[header + 3] ^= 1
         (root / name).write_bytes(damaged)
         with pytest.raises(DataError, match=rf"{name}.*damaged"):
@@ -622,7 +622,7 @@ def test_tars_are_walked_once_and_again_when_they_change(tmp_path, monkeypatch, 
     open_set("ilsvrc", root, on_progress=lambda *args: progress.append(args))
     total = sum((root / name).stat().st_size for name in os.listdir(root) if name.endswith("tar"))
     assert [part for part, _ in progress] == sorted({part for part, _ in progress})
-    assert all(part <= whole == total for part, whole in progress)
+    assert all(part <= size == total for part, size in progress)
     assert_is_the_set(open_set("ilsvrc", root))
     assert len(walked) == 1
     os.utime(root / "ILSVRC2012_img_train.tar", (1, 1))
@@ -651,21 +651,21 @@ def test_without_a_cache_folder_tars_are_walked_each_time(tmp_path, monkeypatch)
 
 def test_a_tar_cut_off_after_it_was_indexed_is_named(tmp_path):
     root = original_tars(tmp_path)
-    found = open_set("ilsvrc", root)
+    images = open_set("ilsvrc", root)
     os.truncate(root / "ILSVRC2012_img_train.tar", 3000)
     with pytest.raises(DataError, match=r"ILSVRC2012_img_train.tar: ends before byte \d+, "):
-        contents(found.train)
+        contents(images.train)
 
 
 @pytest.mark.parametrize("kind", ["folder", "ilsvrc"])
 def test_any_thread_and_any_process_reads_the_same(tmp_path, kind):
     root = class_folders(tmp_path) if kind == "folder" else original_tars(tmp_path)
-    found = open_set(kind, root)
+    images = open_set(kind, root)
     places = [k % 9 for k in range(200)]
     with ThreadPoolExecutor(8) as pool:
-        read = list(pool.map(found.train.read, places))
+        read = list(pool.map(images.train.read, places))
     assert read == [expected_train()[k] for k in places]
-    assert contents(pickle.loads(pickle.dumps(found.train))) == expected_train()
+    assert contents(pickle.loads(pickle.dumps(images.train))) == expected_train()
 
 
 # -------------------------------------------------------------------------------- any source
@@ -697,14 +697,14 @@ def test_the_index_of_imagenet_would_take_some_forty_megabytes(monkeypatch):
     wnids = [f"n{k:08d}" for k in range(100)]
     tracemalloc.start()
     try:
-        found = folders.list_classes(Path("train"), wnids, range(100))
-        source = FolderSource(Path("train"), wnids, found.names, found.labels)
+        listing = folders.list_classes(Path("train"), wnids, range(100))
+        source = FolderSource(Path("train"), wnids, listing.names, listing.labels)
         peak = tracemalloc.get_traced_memory()[1] / len(source)
     finally:
         tracemalloc.stop()
-    kept = len(found.names.blob) + found.names.ends.nbytes + found.labels.nbytes
+    memory = len(listing.names.blob) + listing.names.ends.nbytes + listing.labels.nbytes
     assert source.where(54_321) == "n00000054/n00000054_10321.JPEG"
-    assert kept / len(source) < 32
+    assert memory / len(source) < 32
     assert peak < 160
 
 

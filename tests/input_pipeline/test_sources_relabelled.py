@@ -148,22 +148,22 @@ def test_nothing_in_a_tested_folder_is_left_out_without_a_word(tmp_path):
 
 
 def test_a_set_for_tests_is_known_by_its_contents(tmp_path):
-    def told():
-        found = open_set("folder", tmp_path, for_test=True)
-        assert found.fingerprint == open_test(str(tmp_path), ("a", "b")).fingerprint
-        return found.fingerprint
+    def fingerprint():
+        images = open_set("folder", tmp_path, for_test=True)
+        assert images.fingerprint == open_test(str(tmp_path), ("a", "b")).fingerprint
+        return images.fingerprint
 
     for name, image in (("a", pixels(4, 4)), ("b", 255 - pixels(4, 4))):
         save(tmp_path / name / "1.bmp", image)
-    first = told()
+    first = fingerprint()
     (tmp_path / "a").rename(tmp_path / "c")
     (tmp_path / "b").rename(tmp_path / "a")
     (tmp_path / "c").rename(tmp_path / "b")
-    swapped = told()
+    swapped = fingerprint()
     assert swapped != first
     save(tmp_path / "b" / "1.bmp", 255 - pixels(4, 4))  # of as many bytes
     save(tmp_path / "a" / "1.bmp", pixels(4, 4))
-    assert told() == first
+    assert fingerprint() == first
 
 
 def test_folders_of_deep_images_only_are_a_set_for_tests(tmp_path):

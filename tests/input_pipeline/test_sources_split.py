@@ -31,21 +31,21 @@ def lowest_hashes(name, count, of):
 
 
 def test_each_class_gives_its_share_by_a_rule_that_never_changes(tmp_path):
-    found = open_set("folder", write(tmp_path, cat=10, dog=25, emu=2), split=0.2)
-    test, train = where(found.test), where(found.train)
+    images = open_set("folder", write(tmp_path, cat=10, dog=25, emu=2), split=0.2)
+    test, train = where(images.test), where(images.train)
     expected = lowest_hashes("cat", 2, 10) + lowest_hashes("dog", 5, 25)
     assert test == [*expected, *lowest_hashes("emu", 1, 2)]
     assert test[:2] == ["cat/0.png", "cat/8.png"]
     assert sorted(test + train) == sorted(
         f"{name}/{k}.png" for name, n in (("cat", 10), ("dog", 25), ("emu", 2)) for k in range(n)
     )
-    assert np.bincount(found.train.labels).tolist() == [8, 20, 1]
-    assert (found.class_names, found.name) == (("cat", "dog", "emu"), "folder")
+    assert np.bincount(images.train.labels).tolist() == [8, 20, 1]
+    assert (images.class_names, images.name) == (("cat", "dog", "emu"), "folder")
 
 
 def test_the_split_does_not_depend_on_the_order_of_a_file_system(tmp_path, monkeypatch):
     root = write(tmp_path, cat=10, dog=25)
-    found = open_set("folder", root, split=0.3)
+    images = open_set("folder", root, split=0.3)
     scandir = os.scandir
 
     class Reversed:
@@ -61,8 +61,8 @@ def test_the_split_does_not_depend_on_the_order_of_a_file_system(tmp_path, monke
 
     monkeypatch.setattr(os, "scandir", Reversed)
     again = open_set("folder", root, split=0.3)
-    assert where(again.test) == where(found.test)
-    assert again.fingerprint == found.fingerprint
+    assert where(again.test) == where(images.test)
+    assert again.fingerprint == images.fingerprint
 
 
 def test_the_fingerprint_tells_shares_apart(tmp_path):
@@ -99,14 +99,14 @@ def test_a_split_set_is_known_by_its_contents_and_leaves_nothing_out_unsaid(tmp_
     (root / "dog" / "9.png").rename(root / "dog" / "deep" / "9.png")
     (root / "cat" / "notes.psd").write_bytes(b"")
     progress = []
-    found = open_set("folder", root, lambda *told: progress.append(told), split=0.2)
+    images = open_set("folder", root, lambda *step: progress.append(step), split=0.2)
     assert progress[-1] == (20, 20)
-    assert len(found.train) == 16
-    assert "dog/deep/9.png" in where(found.train) + where(found.test)
-    assert found.notes == ("1 file of suffix .psd is not read, such as cat/notes.psd",)
-    sizes = [(root / name).stat().st_size for name in where(found.test)]
-    assert [found.test.size(i) for i in range(len(found.test))] == sizes
+    assert len(images.train) == 16
+    assert "dog/deep/9.png" in where(images.train) + where(images.test)
+    assert images.notes == ("1 file of suffix .psd is not read, such as cat/notes.psd",)
+    sizes = [(root / name).stat().st_size for name in where(images.test)]
+    assert [images.test.size(i) for i in range(len(images.test))] == sizes
     copied = shutil.copytree(root, tmp_path / "copy")
-    assert open_set("folder", copied, split=0.2).fingerprint == found.fingerprint
+    assert open_set("folder", copied, split=0.2).fingerprint == images.fingerprint
     (root / "cat" / "5.png").write_bytes(b"\1" * 6)  # as many bytes as before
-    assert open_set("folder", root, split=0.2).fingerprint != found.fingerprint
+    assert open_set("folder", root, split=0.2).fingerprint != images.fingerprint

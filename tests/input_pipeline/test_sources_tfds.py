@@ -91,25 +91,25 @@ def tfrecords(array_records, tmp_path):
     return tmp_path / "data"
 
 
-def assert_is_the_tfds_set(found):
-    assert sorted(contents(found.train)) == sorted(zip(PNGS[:8], TFDS_LABELS[:8], strict=True))
-    assert sorted(contents(found.test)) == sorted(zip(PNGS[8:], TFDS_LABELS[8:], strict=True))
-    assert found.train.labels is None
-    assert found.folders == WNIDS
-    assert found.class_names[0] == "tench, Tinca tinca"
-    assert found.train.where(3) == "three_breeds/train: example 3"
-    part = found.train.take(np.array([2]))
-    assert (part.labels, part.read(0)) == (None, found.train.read(2))
-    assert contents(pickle.loads(pickle.dumps(found.test))) == contents(found.test)
+def assert_is_the_tfds_set(images):
+    assert sorted(contents(images.train)) == sorted(zip(PNGS[:8], TFDS_LABELS[:8], strict=True))
+    assert sorted(contents(images.test)) == sorted(zip(PNGS[8:], TFDS_LABELS[8:], strict=True))
+    assert images.train.labels is None
+    assert images.folders == WNIDS
+    assert images.class_names[0] == "tench, Tinca tinca"
+    assert images.train.where(3) == "three_breeds/train: example 3"
+    part = images.train.take(np.array([2]))
+    assert (part.labels, part.read(0)) == (None, images.train.read(2))
+    assert contents(pickle.loads(pickle.dumps(images.test))) == contents(images.test)
 
 
 @pytest.mark.parametrize("file_format", ["array_records", "tfrecords"])
 def test_sets_of_tfds_are_read_encoded_from_both_formats(request, file_format):
     folder = request.getfixturevalue(file_format)
-    found = open_set("tfds:three_breeds", folder)
-    assert_is_the_tfds_set(found)
-    assert found.name == "tfds:three_breeds"
-    assert found.fingerprint.startswith("three_breeds-1.2.0-")
+    images = open_set("tfds:three_breeds", folder)
+    assert_is_the_tfds_set(images)
+    assert images.name == "tfds:three_breeds"
+    assert images.fingerprint.startswith("three_breeds-1.2.0-")
     assert detect(folder) == "tfds:three_breeds"
     version = folder / "three_breeds" / "1.2.0"
     assert detect(version) == "tfds:three_breeds"
@@ -119,39 +119,39 @@ def test_sets_of_tfds_are_read_encoded_from_both_formats(request, file_format):
 
 
 def test_both_formats_are_one_set(array_records, tfrecords):
-    one, other = (open_set("tfds:three_breeds", path) for path in (array_records, tfrecords))
-    assert contents(one.train) == contents(other.train)
-    assert one.fingerprint == other.fingerprint
+    first, second = (open_set("tfds:three_breeds", path) for path in (array_records, tfrecords))
+    assert contents(first.train) == contents(second.train)
+    assert first.fingerprint == second.fingerprint
 
 
 def test_a_changed_pixel_or_class_is_another_set(tfrecords):
     first = open_set("tfds:three_breeds", tfrecords).fingerprint
     (file,) = tfrecords.rglob("*train.tfrecord*")
-    whole = file.read_bytes()
+    content = file.read_bytes()
     image = open_set("tfds:three_breeds", tfrecords).train.read(0)[0]
-    at = whole.index(image) + len(image) - 1
-    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    at = content.index(image) + len(image) - 1
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     os.utime(file, ns=(0, 10**18))  # of the same length
     assert open_set("tfds:three_breeds", tfrecords).fingerprint != first
-    file.write_bytes(whole)
+    file.write_bytes(content)
     assert open_set("tfds:three_breeds", tfrecords).fingerprint == first
 
 
 def test_damaged_records_of_tfds_are_named(tfrecords):
     (file,) = tfrecords.rglob("*train.tfrecord*")
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-5])
+    content = file.read_bytes()
+    file.write_bytes(content[:-5])
     with pytest.raises(DataError, match=rf"{file.name}: no whole record at byte .* truncated"):
         open_set("tfds:three_breeds", tfrecords)
-    first = struct.unpack_from("<Q", whole)[0] + 16
-    file.write_bytes(whole[first:])
+    first = struct.unpack_from("<Q", content)[0] + 16
+    file.write_bytes(content[first:])
     with pytest.raises(DataError, match=r"7 records .* 8 examples"):
         open_set("tfds:three_breeds", tfrecords)
-    file.write_bytes(whole[:12] + b"\xff" * (first - 16) + whole[first - 4 :])
-    found = open_set("tfds:three_breeds", tfrecords)
+    file.write_bytes(content[:12] + b"\xff" * (first - 16) + content[first - 4 :])
+    images = open_set("tfds:three_breeds", tfrecords)
     with pytest.raises(DataError, match="three_breeds/train: example 0: no image and label"):
-        found.train.read(0)
-    assert len(found.train.read(1)[0]) > 50
+        images.train.read(0)
+    assert len(images.train.read(1)[0]) > 50
 
 
 def test_sets_of_tfds_that_are_no_classification_are_refused(tfrecords):
@@ -193,15 +193,15 @@ def test_sets_of_tfds_that_are_only_for_tests_are_tested_by_wnid(tmp_path):
     Stray(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     with pytest.raises(DataError, match=r"has the parts test; expected train.*evaluate --data"):
         open_set("tfds:stray", tmp_path)
-    found = open_set("tfds:stray", tmp_path, for_test=True)
-    assert (len(found.train), len(found.test)) == (0, 4)
+    images = open_set("tfds:stray", tmp_path, for_test=True)
+    assert (len(images.train), len(images.test)) == (0, 4)
     wnids, names = imagenet_classes()
     for place in (tmp_path, tmp_path / "stray" / "1.0.0"):
         tested = open_test(str(place), names)
         assert tested.matched.how == "3 of 1000 classes matched by wnid"
         expected = [(PNGS[i], wnids.index(WNIDS[i % 2])) for i in range(4)]
         assert sorted(contents(tested.source)) == sorted(expected)
-        assert tested.fingerprint == found.fingerprint
+        assert tested.fingerprint == images.fingerprint
 
 
 def test_tfrecords_that_tfds_writes_are_read(tmp_path):
@@ -235,9 +235,9 @@ def test_tfrecords_that_tfds_writes_are_read(tmp_path):
     Squares(data_dir=tmp_path, file_format="tfrecord").download_and_prepare(
         download_config=tfds.download.DownloadConfig(num_shards=3)
     )
-    found = open_set("tfds:squares", tmp_path)
-    assert found.class_names == ("0", "1", "2", "3")
-    assert sorted(contents(found.train)) == sorted((pictures[k], k % 4) for k in range(9))
-    assert sorted(contents(found.test)) == sorted((pictures[k], k % 4) for k in range(4))
-    prepare(found, tmp_path / "out", shards=2, processes=1)
-    assert contents(open_set("shards", tmp_path / "out").train) == contents(found.train)
+    images = open_set("tfds:squares", tmp_path)
+    assert images.class_names == ("0", "1", "2", "3")
+    assert sorted(contents(images.train)) == sorted((pictures[k], k % 4) for k in range(9))
+    assert sorted(contents(images.test)) == sorted((pictures[k], k % 4) for k in range(4))
+    prepare(images, tmp_path / "out", shards=2, processes=1)
+    assert contents(open_set("shards", tmp_path / "out").train) == contents(images.train)

@@ -46,8 +46,8 @@ def batches(count, source=SOURCE, view=VIEW, *, batch=12, seed=5, position=0, sh
 
 def joined(parts):
     """The fields of batches, one after the other."""
-    there = [name for name, array in vars(parts[0]).items() if array is not None]
-    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in there}
+    names = [name for name, array in vars(parts[0]).items() if array is not None]
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
 
 
 def assert_same(first, second):
@@ -167,12 +167,12 @@ def test_one_of_the_unusable_files_looks_plain():
 
 
 def test_odd_but_readable_files_are_converted_as_pillow_does():
-    told = []
+    reasons = []
     source = odd_source().take(np.array(list(READABLE)))
     view = crops.CentreView(crop=20, Q=20)
-    (batch,) = eval_stream(source, view, batch=len(READABLE), how=Decoding(on_bad=told.append))
+    (batch,) = eval_stream(source, view, batch=len(READABLE), how=Decoding(on_bad=reasons.append))
     assert batch.mask.all()
-    assert not told
+    assert not reasons
     assert batch.labels.tolist() == list(READABLE)
     for shown, (name, content) in zip(batch.views[:, 0], READABLE.values(), strict=True):
         image = GREY16.point(lambda v: v / 256).convert("L") if name == "16 bits" else None
@@ -186,26 +186,28 @@ def test_odd_but_readable_files_are_converted_as_pillow_does():
 
 
 def test_unusable_files_are_named_and_replaced_by_the_next_example():
-    told = []
+    reasons = []
     source = odd_source()
-    options = {"source": source, "most": 0.2, "on_bad": told.append}
-    found = joined(batches(4, **options))
+    options = {"source": source, "most": 0.2, "on_bad": reasons.append}
+    replaced = joined(batches(4, **options))
     plain = joined(batches(4))
-    assert len(told) == 6
-    assert len(set(told)) == 6
+    assert len(reasons) == 6
+    assert len(set(reasons)) == 6
     for index in (*UNREADABLE, 11):
-        assert sum(f"image-{index}" in reason for reason in told) == 1
-    assert any("broken disk" in reason for reason in told)
+        assert sum(f"image-{index}" in reason for reason in reasons) == 1
+    assert any("broken disk" in reason for reason in reasons)
     bad = np.isin(plain["indices"], [*UNREADABLE, 11])
     assert bad.sum() >= 5
     next_usable = np.where(plain["indices"][bad] == 13, 14, 12)
-    np.testing.assert_array_equal(found["indices"][bad], next_usable)
-    np.testing.assert_array_equal(found["indices"][~bad], plain["indices"][~bad])
-    np.testing.assert_array_equal(found["labels"], found["indices"] % 7)
+    np.testing.assert_array_equal(replaced["indices"][bad], next_usable)
+    np.testing.assert_array_equal(replaced["indices"][~bad], plain["indices"][~bad])
+    np.testing.assert_array_equal(replaced["labels"], replaced["indices"] % 7)
     same = ~bad & ~np.isin(plain["indices"], list(READABLE))
-    np.testing.assert_array_equal(found["images"][same], plain["images"][same])
+    np.testing.assert_array_equal(replaced["images"][same], plain["images"][same])
     # The substitute is shown as example 12 of that epoch.
-    shown = {e: found["images"][(found["indices"] == 12) & (found["epochs"] == e)] for e in (0,)}
+    shown = {
+        e: replaced["images"][(replaced["indices"] == 12) & (replaced["epochs"] == e)] for e in (0,)
+    }
     assert len(shown[0]) >= 2
     assert (shown[0] == shown[0][0]).all()
 
@@ -214,17 +216,19 @@ def test_bad_files_change_nothing_for_other_hosts_threads_and_restarts():
     def some(position, count, **options):
         return batches(count, odd_source(), most=0.2, position=position, **options)
 
-    whole = joined(some(0, 6))
+    expected = joined(some(0, 6))
     parts = [some(0, 6, shard=(h, 3), threads=2 + h) for h in range(3)]
-    assert_same(joined([parts[h][k] for k in range(6) for h in range(3)]), whole)
+    assert_same(joined([parts[h][k] for k in range(6) for h in range(3)]), expected)
     rest = joined(some(2, 4))
-    assert_same(rest, {name: array[24:] for name, array in whole.items()})
+    assert_same(rest, {name: array[24:] for name, array in expected.items()})
 
 
 def test_more_bad_files_than_allowed_end_the_stream_with_their_names():
-    with pytest.raises(DataError, match=r"(?s)of 45 examples .* 0.02 is allowed .*image-") as told:
+    with pytest.raises(
+        DataError, match=r"(?s)of 45 examples .* 0.02 is allowed .*image-"
+    ) as raised:
         batches(8, odd_source(), most=0.02)
-    assert "cnn-depth data check" in str(told.value)
+    assert "cnn-depth data check" in str(raised.value)
 
 
 def test_the_policy_raise_ends_at_the_first_bad_file():
@@ -233,16 +237,16 @@ def test_the_policy_raise_ends_at_the_first_bad_file():
 
 
 def test_a_test_leaves_unusable_files_out_and_names_them():
-    told = []
+    reasons = []
     view = crops.TenCropView(crop=20, Q=24)
-    how = Decoding(max_unusable=0.2, on_bad=told.append)
-    found = list(eval_stream(odd_source(), view, batch=8, how=how))
-    mask = np.concatenate([batch.mask for batch in found])
-    indices = np.concatenate([batch.indices for batch in found])
-    assert all(batch.views.shape == (8, 5, 20, 20, 3) for batch in found)
+    how = Decoding(max_unusable=0.2, on_bad=reasons.append)
+    batches = list(eval_stream(odd_source(), view, batch=8, how=how))
+    mask = np.concatenate([batch.mask for batch in batches])
+    indices = np.concatenate([batch.indices for batch in batches])
+    assert all(batch.views.shape == (8, 5, 20, 20, 3) for batch in batches)
     assert set(range(N)) - set(indices[mask]) == {*UNREADABLE, 11}
     assert Counter(indices[mask]).most_common(1)[0][1] == 1
-    assert len(told) == 6
+    assert len(reasons) == 6
 
 
 # -------------------------------------------------------------------------------- testing
@@ -251,12 +255,12 @@ def test_a_test_leaves_unusable_files_out_and_names_them():
 def test_a_test_shows_every_example_once_in_order():
     batches = list(eval_stream(SOURCE, crops.CentreView(crop=24, Q=28), batch=8))
     assert {len(batch.mask) for batch in batches} == {8}
-    seen = [
+    shown = [
         (int(i), int(label))
         for batch in batches
         for i, label in zip(batch.indices[batch.mask], batch.labels[batch.mask], strict=True)
     ]
-    assert seen == [(i, i % 7) for i in range(N)]
+    assert shown == [(i, i % 7) for i in range(N)]
 
 
 def test_whole_images_keep_their_own_shapes():
@@ -277,10 +281,10 @@ def test_test_images_are_scaled_with_the_kernel_asked_for(view):
         shown[kernel] = batch.views
         for content, views in zip(contents, batch.views, strict=True):
             image = Image.open(io.BytesIO(content)).convert("RGB")
-            for got, place in zip(views, view.places(image.height, image.width), strict=True):
+            for pixels, place in zip(views, view.places(image.height, image.width), strict=True):
                 top, left = place.offset
                 scaled = np.asarray(image.resize(place.scaled[::-1], resampling))
-                np.testing.assert_array_equal(got, scaled[top : top + 24, left : left + 24])
+                np.testing.assert_array_equal(pixels, scaled[top : top + 24, left : left + 24])
     (plain,) = eval_stream(source, view, batch=3)
     np.testing.assert_array_equal(plain.views, shown["bilinear"])
     assert np.abs(shown["bicubic"].astype(int) - shown["bilinear"]).mean() > 1
@@ -301,9 +305,9 @@ def test_storage_that_fails_for_a_moment_costs_no_example():
                 raise OSError("input/output error")
             return super().read(i)
 
-    told = []
-    assert_same(joined(batches(4, Shaky(CONTENTS), on_bad=told.append)), joined(batches(4)))
-    assert not told
+    reasons = []
+    assert_same(joined(batches(4, Shaky(CONTENTS), on_bad=reasons.append)), joined(batches(4)))
+    assert not reasons
 
 
 def test_a_stream_that_failed_stays_failed():
@@ -332,8 +336,8 @@ next(open_test)
 open_stream = t.Stream(t.SOURCE, t.VIEW, seed=0, batch=4)
 next(open_stream)
 """
-    done = fresh_python("-c", code, timeout=120)
-    assert done.returncode == 0, done.stderr
+    process = fresh_python("-c", code, timeout=120)
+    assert process.returncode == 0, process.stderr
 
 
 def test_the_slowest_stage_is_told():
@@ -358,30 +362,30 @@ def test_a_test_view_is_the_same_to_the_last_bit_however_it_is_read(kernel, warp
     # `predict` reads one file with Pillow, `evaluate` streams many with TensorFlow.
     view = crops.CentreView(crop=24, Q=29, warp=warp)
     (batch,) = eval_stream(SOURCE, view, batch=len(SOURCE), how=Decoding(kernel=kernel))
-    for content, found in zip(CONTENTS, batch.views[:, 0], strict=True):
+    for content, pixels in zip(CONTENTS, batch.views[:, 0], strict=True):
         image = image_files.read_image("image", 3, content)
-        np.testing.assert_array_equal(found, image_files.central_view(image, view, kernel))
+        np.testing.assert_array_equal(pixels, image_files.central_view(image, view, kernel))
 
 
 def test_images_that_state_an_orientation_are_shown_turned_in_training_and_in_tests():
     """As PNGs of the turned pixels are, though JPEGs mostly go another way."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter, clockwise, to be seen
-    kept = [encoded(picture(i), exif=exif if i % 3 else b"") for i in range(12)]
+    jpegs = [encoded(picture(i), exif=exif if i % 3 else b"") for i in range(12)]
     turned = [
         np.rot90(np.asarray(Image.open(io.BytesIO(content))), -1 if i % 3 else 0)
-        for i, content in enumerate(kept)
+        for i, content in enumerate(jpegs)
     ]
     expected = Memory([encoded(Image.fromarray(image), "PNG") for image in turned])
-    found = Upright(Memory(kept))
+    upright = Upright(Memory(jpegs))
     for view in (crops.CentreView(crop=24, Q=28), crops.TenCropView(crop=24, Q=28)):
-        both = [next(eval_stream(s, view, batch=12)).views for s in (found, expected)]
+        both = [next(eval_stream(s, view, batch=12)).views for s in (upright, expected)]
         np.testing.assert_array_equal(*both)
     view = crops.ScaleView(crop=24, S=(24, 40))
     both = []
-    for source in (found, expected):
+    for source in (upright, expected):
         with Stream(source, view, seed=1, batch=12) as batches:
             both.append(next(batches).images)
     np.testing.assert_array_equal(*both)
-    sizes = [whole_images.image_sizes(s).tolist() for s in (found, expected)]
+    sizes = [whole_images.image_sizes(s).tolist() for s in (upright, expected)]
     assert sizes[0] == sizes[1] == [list(image.shape[:2]) for image in turned]

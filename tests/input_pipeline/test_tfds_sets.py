@@ -120,8 +120,8 @@ def test_tfrecords_are_read_without_tensorflow(prepared):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn"])
 def test_preparing_without_tensorflow_says_what_to_install(tmp_path, monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
-    said = rf"'{name}' is not yet prepared in .*pip install -e '\.\[tfds\]'"
-    with pytest.raises(DataError, match=said):
+    message = rf"'{name}' is not yet prepared in .*pip install -e '\.\[tfds\]'"
+    with pytest.raises(DataError, match=message):
         load(name, path=tmp_path)
 
 

@@ -34,13 +34,13 @@ def test_a_text_is_read_from_the_first_bytes_of_a_record(size):
     assert example_features(record)[b"image/filename"] == name
     assert first_text(record[:-3000], b"image/filename") == name
     assert first_text(record[: record.index(name) + size], b"image/filename") == name
-    for head, key, said in (
+    for head, key, message in (
         (record[: record.index(name) + size - 1], b"image/filename", "ends later"),
         (record[:40], b"image/filename", "not found"),
         (record, b"image/class/label", "holds no bytes"),
         (record, b"image/name", "not found"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             first_text(head, key)
 
 

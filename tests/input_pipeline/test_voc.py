@@ -42,8 +42,8 @@ def pack(tar, folder):
         stream.add(folder, "VOCdevkit")
 
 
-def contents(found):
-    return [found.images.read(i) for i in range(len(found))]
+def contents(collection):
+    return [collection.images.read(i) for i in range(len(collection))]
 
 
 def images(*names):
@@ -51,25 +51,25 @@ def images(*names):
     return [(f"image {name}".encode(), 0) for name in names]
 
 
-def is_2007(found):
-    assert found.name == "VOC2007"
-    assert found.class_names == ("cow", "train")
-    assert contents(found) == images("000005", "000007", "000009", "000001", "000002")
-    assert found.parts.tolist() == [TRAIN] * 3 + [TEST] * 2
-    assert found.targets.dtype == np.int8
-    assert found.targets.tolist() == [[1, -1], [0, 1], [-1, 0], [0, 1], [1, 1]]
-    assert found.images.labels.tolist() == [0] * 5
-    assert found.mirror_ok
-    assert found.background is None
+def is_2007(collection):
+    assert collection.name == "VOC2007"
+    assert collection.class_names == ("cow", "train")
+    assert contents(collection) == images("000005", "000007", "000009", "000001", "000002")
+    assert collection.parts.tolist() == [TRAIN] * 3 + [TEST] * 2
+    assert collection.targets.dtype == np.int8
+    assert collection.targets.tolist() == [[1, -1], [0, 1], [-1, 0], [0, 1], [1, 1]]
+    assert collection.images.labels.tolist() == [0] * 5
+    assert collection.mirror_ok
+    assert collection.background is None
 
 
 @pytest.mark.parametrize("inside", ["", "VOCdevkit", "VOCdevkit/VOC2007"])
 def test_trainval_and_test_are_read_from_any_folder_above(tmp_path, inside):
     write(tmp_path / "VOCdevkit/VOC2007")
-    found = open_collection(str(tmp_path / inside))
-    is_2007(found)
-    assert not found.images.notes
-    assert found.images.where(3) == "JPEGImages/000001.jpg"
+    collection = open_collection(str(tmp_path / inside))
+    is_2007(collection)
+    assert not collection.images.notes
+    assert collection.images.where(3) == "JPEGImages/000001.jpg"
 
 
 def test_original_tars_are_the_same_set(tmp_path):
@@ -81,13 +81,13 @@ def test_original_tars_are_the_same_set(tmp_path):
     for tar, (names, files) in parts.items():
         write(tmp_path / tar.removesuffix(".tar") / "VOC2007", names, files)
         pack(tmp_path / "tars" / tar, tmp_path / tar.removesuffix(".tar"))
-    found = open_collection(str(tmp_path / "tars"))
-    is_2007(found)
+    collection = open_collection(str(tmp_path / "tars"))
+    is_2007(collection)
     is_2007(open_collection(str(tmp_path / "tars")))  # by what was kept of the tars
     write(tmp_path / "unpacked/VOC2007")
-    assert open_collection(str(tmp_path / "unpacked")).fingerprint == found.fingerprint
+    assert open_collection(str(tmp_path / "unpacked")).fingerprint == collection.fingerprint
     member = "VOCdevkit/VOC2007/JPEGImages/000001.jpg"
-    assert found.images.where(3) == f"VOCtest_06-Nov-2007.tar: {member}"
+    assert collection.images.where(3) == f"VOCtest_06-Nov-2007.tar: {member}"
 
 
 @pytest.mark.parametrize("lists", ["none", "zeros"])
@@ -96,13 +96,13 @@ def test_without_annotations_of_the_test_val_is_the_test_part(tmp_path, lists):
     if lists == "zeros":
         for name in ("cow", "train"):
             (year / f"ImageSets/Main/{name}_test.txt").write_text("000001 0\n000002 0\n")
-    found = open_collection(str(tmp_path))
-    assert contents(found) == images("000005", "000007", "000009")
-    assert found.parts.tolist() == [TRAIN, TRAIN, TEST]
-    assert found.targets.tolist() == [[1, -1], [0, 1], [-1, 0]]
-    note, left = found.images.notes
+    collection = open_collection(str(tmp_path))
+    assert contents(collection) == images("000005", "000007", "000009")
+    assert collection.parts.tolist() == [TRAIN, TRAIN, TEST]
+    assert collection.targets.tolist() == [[1, -1], [0, 1], [-1, 0]]
+    note, unlisted = collection.images.notes
     assert note == "VOC2012: its test images have no annotations here; val is the test part"
-    assert left == "VOC2012: 2 of its images are in no list that is used"
+    assert unlisted == "VOC2012: 2 of its images are in no list that is used"
 
 
 def test_fingerprint_tells_contents_lists_and_parts_apart(tmp_path):

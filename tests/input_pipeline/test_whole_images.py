@@ -118,12 +118,14 @@ BAD = [1, 4, 6, 7, 12]  # and 10, which only decoding shows
 
 
 def test_unusable_files_have_no_size_and_are_named_in_order():
-    told = []
-    sizes = whole_images.image_sizes(bad_source(), replace(ALL, on_bad=told.append, threads=3))
+    reasons = []
+    sizes = whole_images.image_sizes(bad_source(), replace(ALL, on_bad=reasons.append, threads=3))
     assert np.flatnonzero(sizes[:, 0] == 0).tolist() == BAD
     assert not sizes[BAD].any()
-    assert [reason.partition("image-")[2][:2].strip(" :") for reason in told] == list(map(str, BAD))
-    assert "broken disk" in told[-1]
+    assert [reason.partition("image-")[2][:2].strip(" :") for reason in reasons] == list(
+        map(str, BAD)
+    )
+    assert "broken disk" in reasons[-1]
     good = [i for i in range(N) if i not in BAD]
     np.testing.assert_array_equal(sizes[good], SIZES[good])
 
@@ -140,7 +142,7 @@ def test_more_unusable_files_than_allowed_end_the_reading_of_sizes(how, words):
 
 
 def test_storage_that_fails_for_a_moment_costs_no_size():
-    failing, told = Counter(), []
+    failing, reasons = Counter(), []
 
     class Shaky(Memory):
         def read(self, i):
@@ -149,13 +151,13 @@ def test_storage_that_fails_for_a_moment_costs_no_size():
                 raise OSError("input/output error")
             return super().read(i)
 
-    sizes = whole_images.image_sizes(Shaky(CONTENTS), Decoding(on_bad=told.append))
+    sizes = whole_images.image_sizes(Shaky(CONTENTS), Decoding(on_bad=reasons.append))
     np.testing.assert_array_equal(sizes, SIZES)
-    assert not told
+    assert not reasons
 
 
 def test_files_are_read_once_by_no_more_threads_than_said_and_progress_is_told():
-    reads, lock, busy, most, told = Counter(), threading.Lock(), [0], [0], []
+    reads, lock, busy, most, progress = Counter(), threading.Lock(), [0], [0], []
 
     class Watched(Memory):
         def read(self, i):
@@ -171,14 +173,14 @@ def test_files_are_read_once_by_no_more_threads_than_said_and_progress_is_told()
     n = 150
     source = Watched([CONTENTS[i % N] for i in range(n)])
     sizes = whole_images.image_sizes(
-        source, Decoding(threads=3), lambda done, total: told.append((done, total))
+        source, Decoding(threads=3), lambda count, total: progress.append((count, total))
     )
     np.testing.assert_array_equal(sizes, SIZES[np.arange(n) % N])
     assert set(reads.values()) == {1}
     assert most[0] <= 3
-    assert told == sorted(told)
-    assert told[-1] == (n, n)
-    assert len(told) > 2
+    assert progress == sorted(progress)
+    assert progress[-1] == (n, n)
+    assert len(progress) > 2
 
 
 # ------------------------------------------------------------------------------------ buckets
@@ -223,9 +225,9 @@ def test_no_other_buckets_make_less_padding(seed, programs):
         for groups in partitions(list(range(7)))
         if len(groups) <= programs
     )
-    found = whole_images.plan(sizes, side, pixels=1, programs=programs)
-    assert len(found) <= programs
-    groups = [bucket.indices.tolist() for bucket in found]
+    buckets = whole_images.plan(sizes, side, pixels=1, programs=programs)
+    assert len(buckets) <= programs
+    groups = [bucket.indices.tolist() for bucket in buckets]
     assert sorted(itertools.chain(*groups)) == list(range(7))
     assert total_of(groups, scaled, side) == pytest.approx(least, rel=1e-12)
     shapes = [tuple(max(scaled[i][axis] for i in g) for axis in (0, 1)) for g in groups]
@@ -254,12 +256,12 @@ def test_blank_places_count_where_batches_are_large(seed):
         for count in range(4)
         for cuts in itertools.combinations(ends, count)
     )
-    found = whole_images.plan(sizes, 40, pixels=pixels, multiple=multiple, programs=4)
-    total = sum(bucket.pixels for bucket in found) + whole_images.WORTH * 40 * widths.sum() * len(
-        found
+    buckets = whole_images.plan(sizes, 40, pixels=pixels, multiple=multiple, programs=4)
+    total = sum(bucket.pixels for bucket in buckets) + whole_images.WORTH * 40 * widths.sum() * len(
+        buckets
     )
     assert total == pytest.approx(least)
-    assert all(bucket.batch % multiple == 0 for bucket in found)
+    assert all(bucket.batch % multiple == 0 for bucket in buckets)
 
 
 @pytest.mark.parametrize("side", [256, 384])
@@ -316,19 +318,19 @@ def test_no_images_make_no_buckets():
 def test_every_image_is_shown_once_as_it_is_shown_alone(options):
     expected = singles(how=options.get("how", ALL))
     batches = streamed(**options)
-    seen = []
+    indices = []
     for index, label, image, (height, width), mask in places(batches):
         if not mask:
             assert not image.any()
             assert (height, width) == image.shape[:2]
             continue
-        seen.append(index)
+        indices.append(index)
         assert label == index % 7
         assert (height, width) == crops.scaled_size(*SHAPES[index], Q)
         np.testing.assert_array_equal(image[:height, :width], expected[index])
         assert not image[height:].any()
         assert not image[:, width:].any()
-    assert sorted(seen) == list(range(N))
+    assert sorted(indices) == list(range(N))
     # One program a shape, in a row; within it by index.
     shapes = [batch.views[:, 0].shape for batch in batches]
     runs = [shape for shape, _ in itertools.groupby(shapes)]
@@ -371,18 +373,18 @@ def test_fewer_images_than_programs_are_enough():
 
 
 def test_unusable_files_are_left_out_and_told_once():
-    source, told = bad_source(), []
+    source, reasons = bad_source(), []
     sizes = whole_images.image_sizes(source, ALL)
-    found = places(streamed(source, sizes, how=replace(ALL, on_bad=told.append)))
-    usable = {index: (label, image, size) for index, label, image, size, mask in found if mask}
+    rows = places(streamed(source, sizes, how=replace(ALL, on_bad=reasons.append)))
+    usable = {index: (label, image, size) for index, label, image, size, mask in rows if mask}
     assert sorted(usable) == [i for i in range(N) if i not in (*BAD, 10)]
-    assert len(told) == 1  # the others were told when sizes were read
-    assert "image-10" in told[0]
+    assert len(reasons) == 1  # the others were told when sizes were read
+    assert "image-10" in reasons[0]
     expected = singles(source)
     for index, (label, image, (height, width)) in usable.items():
         assert label == index % 7
         np.testing.assert_array_equal(image[:height, :width], expected[index])
-    (left_out,) = [(image, size) for i, _, image, size, mask in found if i == 10 and not mask]
+    (left_out,) = [(image, size) for i, _, image, size, mask in rows if i == 10 and not mask]
     assert not left_out[0].any()
     assert left_out[1] == left_out[0].shape[:2]
 
