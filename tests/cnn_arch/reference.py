@@ -140,7 +140,7 @@ def vgg(x, p, stages, *, lrn=False, batch_norm=False):
             name = f"conv{stage}_{i}"
             x = conv(x, p[f"{name}/conv/kernel"]) + p[f"{name}/conv/bias"]
             if batch_norm:
-                norm = [p[f"{name}/norm/{what}"] for what in ("scale", "bias", "mean", "var")]
+                norm = [p[f"{name}/norm/{key}"] for key in ("scale", "bias", "mean", "var")]
                 x = batch_norm_eval(x, *norm)
             x = relu(x)
         if lrn and stage == 1:

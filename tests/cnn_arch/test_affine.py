@@ -68,10 +68,10 @@ def test_float32_gradients_change_nothing_in_a_float32_layer():
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
     before = gradients(module, x, 1.0)
     module.float32_gradients = True
-    for one, other in zip(
+    for first, second in zip(
         jax.tree.leaves(before), jax.tree.leaves(gradients(module, x, 1.0)), strict=True
     ):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(first, second)
 
 
 def test_tests_and_runs_before_the_key_are_what_they_were():

@@ -92,8 +92,8 @@ def test_locally_connected_layer_has_its_own_kernel_at_each_position():
     kernel, bias = (np.asarray(v.get_value()) for v in (layer.kernel, layer.bias))
     expected = np.empty((2, 2, 3, 5))
     for row, column in np.ndindex(2, 3):
-        seen = padded[:, row : row + 3, column : column + 3].reshape(2, -1)
-        expected[:, row, column] = seen @ kernel[row, column] + bias[row, column]
+        window = padded[:, row : row + 3, column : column + 3].reshape(2, -1)
+        expected[:, row, column] = window @ kernel[row, column] + bias[row, column]
     np.testing.assert_allclose(jax.jit(layer)(x), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_ablations_change_what_they_name_and_nothing_else():
     assert layer_names("two_gpu", lrn="none") == no_norm
     with_norm = [row.name for row in census("alexnet:two_gpu", batch_norm=True).layers]
     assert [name for name in with_norm if "/" in name] == [
-        f"conv{i}/{what}" for i in range(1, 6) for what in ("conv", "norm")
+        f"conv{i}/{part}" for i in range(1, 6) for part in ("conv", "norm")
     ]
     # "z = 2 ... produces output of equivalent dimensions" (section 3.4)
     wide, narrow = (census("alexnet:two_gpu", overlapping=x).layers for x in (True, False))
@@ -166,9 +166,9 @@ def test_dropout_is_where_the_variant_has_it(variant, dropped):
     names = layers_called(net)
     assert names[names.index("dropout6") - 1] == dropped
     before, after = np.asarray(endpoints[dropped]), np.asarray(endpoints["dropout6"])
-    kept = after != 0
-    assert 0 < kept[before != 0].mean() < 1
-    np.testing.assert_allclose(after[kept], 2 * before[kept], rtol=1e-6)
+    nonzero = after != 0
+    assert 0 < nonzero[before != 0].mean() < 1
+    np.testing.assert_allclose(after[nonzero], 2 * before[nonzero], rtol=1e-6)
     assert [name for name in names if name.startswith("dropout")] == ["dropout6", "dropout7"]
 
 
@@ -242,8 +242,8 @@ def torch_network(variant, net, activation):
             self.bias = nn.Parameter(torch.zeros(side * side, outputs))
 
         def forward(self, x):
-            seen = nn.functional.unfold(x, 3, padding=1)  # (B, inputs * 9, positions)
-            y = torch.einsum("bip,pio->bpo", seen, self.weight) + self.bias
+            windows = nn.functional.unfold(x, 3, padding=1)  # (B, inputs * 9, positions)
+            y = torch.einsum("bip,pio->bpo", windows, self.weight) + self.bias
             return y.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
 
     shapes = {name: v.shape for name, v in flat_state(nnx.state(net, nnx.Param)).items()}
@@ -327,23 +327,23 @@ TORCHVISION_NAMES = {
 
 def as_torch(net, variant, name, values):
     """(PyTorch's name, values in its layout) of one of our parameters."""
-    module, *_, what = name.split("/")
+    module, *_, kind = name.split("/")
     values = np.asarray(values)
-    if module.startswith("local") and what == "kernel":
+    if module.startswith("local") and kind == "kernel":
         # A window is flattened as (row, column, map) here and as (map, row, column) there.
-        height, width, seen, outputs = values.shape
-        values = values.reshape(height * width, 9, seen // 9, outputs).swapaxes(1, 2)
-        values = values.reshape(height * width, seen, outputs)
+        height, width, inputs, outputs = values.shape
+        values = values.reshape(height * width, 9, inputs // 9, outputs).swapaxes(1, 2)
+        values = values.reshape(height * width, inputs, outputs)
     elif module.startswith("local"):
         values = values.reshape(-1, values.shape[-1])
-    elif what == "kernel" and module.startswith("conv"):
+    elif kind == "kernel" and module.startswith("conv"):
         values = values.transpose(3, 2, 0, 1)
-    elif what == "kernel":
+    elif kind == "kernel":
         # A map is flattened as (h, w, c) here and as (c, h, w) there.
         values = values.reshape(*getattr(net, module).map_shape, -1)
         values = values.transpose(3, 2, 0, 1).reshape(values.shape[-1], -1)
     module = TORCHVISION_NAMES[module] if variant == "torchvision" else module
-    return f"{module}.{'weight' if what == 'kernel' else 'bias'}", values
+    return f"{module}.{'weight' if kind == 'kernel' else 'bias'}", values
 
 
 @pytest.mark.peers

@@ -203,10 +203,10 @@ def test_receptive_field_is_the_extent_of_the_gradient(name, layer, size, width)
 
     def extent(shift):
         gradient = np.asarray(gradient_of_centre(jnp.ones((1, size, size, 1)), shift))
-        seen = np.flatnonzero(gradient.any(axis=(0, 2, 3)))
-        assert seen[0] > 0
-        assert seen[-1] < size - 1, "the field reaches beyond the image"
-        return seen[0], seen[-1]
+        indices = np.flatnonzero(gradient.any(axis=(0, 2, 3)))
+        assert indices[0] > 0
+        assert indices[-1] < size - 1, "the field reaches beyond the image"
+        return indices[0], indices[-1]
 
     (row,) = [
         row

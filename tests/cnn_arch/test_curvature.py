@@ -23,8 +23,8 @@ def curvatures(net, x, targets):
     def merge(values):
         return nnx.merge(graph, unflat_state(values, params), copy=True)
 
-    found = jax.jit(lambda values: curvature.diagonal(merge, values, x, targets))
-    return {name: np.asarray(value) for name, value in found(flat_state(params)).items()}
+    diagonal = jax.jit(lambda values: curvature.diagonal(merge, values, x, targets))
+    return {name: np.asarray(value) for name, value in diagonal(flat_state(params)).items()}
 
 
 def example(seed=0):
@@ -100,11 +100,11 @@ def test_all_equal_the_papers_recursion_by_finite_differences(seed):
             shape = p[f"{name}/{key}"].shape
             expected[f"{name}/{key}"] = (h_sum @ by_weight).reshape(shape)
         h_state = h_sum @ by_input
-    found = curvatures(net, jnp.asarray(x), jnp.asarray(target))
-    assert found.keys() == expected.keys()
+    diagonal = curvatures(net, jnp.asarray(x), jnp.asarray(target))
+    assert diagonal.keys() == expected.keys()
     for name, value in expected.items():
         scale = np.abs(value).max()
-        np.testing.assert_allclose(found[name] / scale, value / scale, atol=3e-4, err_msg=name)
+        np.testing.assert_allclose(diagonal[name] / scale, value / scale, atol=3e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -115,16 +115,16 @@ def test_of_f6_they_are_the_second_differences_of_the_linearised_network(seed):
     for name, layer in list(units(p).items())[:-1]:
         state = paper.squash(layer(state, of_layer(p, name)))
     kernel, bias = p["F6/kernel"], p["F6/bias"]
-    found = curvatures(net, jnp.asarray(x), jnp.asarray(target))["F6/kernel"]
+    diagonal = curvatures(net, jnp.asarray(x), jnp.asarray(target))["F6/kernel"]
     sums = (state @ kernel + bias)[0]
-    here = paper.squash(sums)
+    outputs = paper.squash(sums)
     for unit in range(0, 84, 5):
         for i in range(0, 120, 7):
-            one = np.zeros(84)
-            one[unit] = STEP * state[0, i]
-            along = (paper.squash(sums + one) - paper.squash(sums - one)) / (2 * STEP)
-            expected = second_difference(lambda s: loss(s, target), here, along)
-            assert found[i, unit] == pytest.approx(expected, rel=2e-3, abs=1e-5)
+            change = np.zeros(84)
+            change[unit] = STEP * state[0, i]
+            along = (paper.squash(sums + change) - paper.squash(sums - change)) / (2 * STEP)
+            expected = second_difference(lambda s: loss(s, target), outputs, along)
+            assert diagonal[i, unit] == pytest.approx(expected, rel=2e-3, abs=1e-5)
 
 
 def test_of_a_batch_they_are_the_mean():
@@ -133,16 +133,16 @@ def test_of_a_batch_they_are_the_mean():
     together = curvatures(net, jnp.asarray(x), jnp.asarray(targets))
     alone = [curvatures(net, x[i : i + 1], targets[i : i + 1]) for i in range(3)]
     for name, value in together.items():
-        mean = np.mean([one[name] for one in alone], axis=0)
+        mean = np.mean([diagonal[name] for diagonal in alone], axis=0)
         np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-7)
 
 
 def test_of_a_softmax_they_begin_with_p_1_minus_p():
     net, _ = moved("lenet5:modern", image_size=SIDE)
     x, target = normal(1, SIDE, SIDE, 1), np.eye(10)[[2]]
-    found = curvatures(net, jnp.asarray(x), jnp.asarray(target))
+    diagonal = curvatures(net, jnp.asarray(x), jnp.asarray(target))
     share = np.asarray(jax.nn.softmax(logits_of(net, x)))[0]
-    np.testing.assert_allclose(found["output/bias"], share * (1 - share), rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(diagonal["output/bias"], share * (1 - share), rtol=1e-3, atol=1e-7)
 
 
 def test_networks_with_other_layers_are_refused():

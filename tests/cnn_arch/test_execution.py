@@ -56,12 +56,12 @@ def test_loss_gradients_and_statistics_are_those_of_the_plain_form(name, scan, r
     function, arguments = step(name, tape(scan, remat))
     (loss_2, stats_2), gradients_2 = jax.jit(function)(*arguments)
     np.testing.assert_allclose(loss_2, loss, rtol=1e-5)
-    for expected, found in ((stats, stats_2), (gradients, gradients_2)):
-        expected, found = flat_state(expected), flat_state(found)
-        assert list(found) == list(expected)
+    for expected, result in ((stats, stats_2), (gradients, gradients_2)):
+        expected, result = flat_state(expected), flat_state(result)
+        assert list(result) == list(expected)
         for key, value in expected.items():
             scale = float(jnp.abs(value).max())
-            np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4 * scale + 1e-6)
+            np.testing.assert_allclose(result[key], value, rtol=1e-3, atol=1e-4 * scale + 1e-6)
 
 
 def test_a_scanned_stage_is_one_loop_and_an_unrolled_one_is_traced_once():
@@ -130,11 +130,11 @@ def test_compiler_options_are_for_the_cpu_and_those_that_this_jaxlib_knows():
     assert "xla_cpu_experimental_ynn_fusion_type" in compiler_options("cpu")
     assert compiler_options("gpu") == {}
     assert compiler_options("cpu", deterministic=True) == compiler_options("cpu")
-    (name,) = asked = compiler_options("gpu", deterministic=True)
-    assert asked[name] is True
-    here = Mesh(np.array(jax.devices()[:1]), ("data",))
-    assert execution._known(here, tuple(asked.items()))
-    assert not execution._known(here, (("xla_cpu_no_such_option", "1"),))
+    (name,) = options = compiler_options("gpu", deterministic=True)
+    assert options[name] is True
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    assert execution._known(mesh, tuple(options.items()))
+    assert not execution._known(mesh, (("xla_cpu_no_such_option", "1"),))
 
 
 @dataclass
@@ -217,6 +217,6 @@ def test_what_a_precision_means_on_a_device(platform, capability, expected):
     device = SimpleNamespace(platform=platform)
     if capability:
         device.compute_capability = capability
-    found = [execution.multiplied_in(p, "float32", device) for p in execution.PRECISIONS]
-    assert found == expected
+    types = [execution.multiplied_in(p, "float32", device) for p in execution.PRECISIONS]
+    assert types == expected
     assert execution.multiplied_in("default", "bfloat16", device) == "bfloat16"

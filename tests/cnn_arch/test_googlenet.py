@@ -41,12 +41,12 @@ def layers_of(row, layers):
 
 def test_layers_equal_table_1():
     layers = census("googlenet").layers
-    seen = []
+    checked = []
     for row in rows("googlenet_table1.csv"):
         ours = layers_of(row, layers)
         if row["row"] in ("dropout", "softmax"):
             continue
-        seen += ours
+        checked += ours
         shape = tuple(map(int, row["output_size"].split("x")))
         assert ours[-1].output_shape == (shape if len(ours[-1].output_shape) == 3 else shape[2:])
         assert sum(layer.params for layer in ours) == int(row["params_computed"] or 0), row["row"]
@@ -59,7 +59,7 @@ def test_layers_equal_table_1():
             convolutions = [layer for layer in ours if layer.kind == "conv"]
             assert [c.output_shape[2] for c in convolutions] == [int(row[c]) for c in columns]
             assert [c.kernel for c in convolutions] == [1, 1, 3, 1, 5, 1]
-    assert [layer.name for layer in layers if layer not in seen] == ["lrn1", "lrn2"]
+    assert [layer.name for layer in layers if layer not in checked] == ["lrn1", "lrn2"]
 
 
 def test_multiply_adds_are_those_the_paper_printed():
@@ -105,11 +105,11 @@ def test_torchvision_net_has_its_published_number_of_parameters():
 
 def called_in_training(name, **options):
     """(layer, first input, output) of every layer that `losses` calls, by name, for two images."""
-    found = {}
+    calls = {}
 
     class Table(cnn_arch.Tape):
         def note(self, name, layer, inputs, output):
-            found[name] = (layer, inputs[0], output)
+            calls[name] = (layer, inputs[0], output)
 
     def losses(key):
         net = cnn_arch.create(name, rngs=NoKeys(), **options)
@@ -118,15 +118,15 @@ def called_in_training(name, **options):
 
     losses, logits = jax.eval_shape(losses, jax.random.key(0))
     assert (losses.shape, logits.shape) == ((2,), (2, 1000))
-    return found
+    return calls
 
 
 def test_auxiliary_classifiers_equal_the_paper():
-    found = called_in_training("googlenet")
+    calls = called_in_training("googlenet")
     names = {"avgpool": "pool", "conv": "conv/conv"}
     for row in rows("googlenet_aux_layers.csv"):
         head = "auxiliary" + row["config"][3]
-        layer, x, y = found[f"{head}/{names.get(row['name'], row['name'])}"]
+        layer, x, y = calls[f"{head}/{names.get(row['name'], row['name'])}"]
         assert y.shape[-1] == int(row["out_ch"])
         if row["kind"] in ("avgpool", "conv"):
             assert x.shape[-1] == int(row["in_ch"])
@@ -139,9 +139,9 @@ def test_auxiliary_classifiers_equal_the_paper():
             assert layer.macs(y.shape) == int(row["macs"])
         if row["kind"].startswith("dropout"):
             assert layer.rate == float(row["kind"].split()[1])
-    assert found["dropout"][0].rate == 0.4
-    assert found["auxiliary1"][1].shape == (2, 14, 14, 512)
-    assert found["auxiliary2"][1].shape == (2, 14, 14, 528)
+    assert calls["dropout"][0].rate == 0.4
+    assert calls["auxiliary1"][1].shape == (2, 14, 14, 512)
+    assert calls["auxiliary2"][1].shape == (2, 14, 14, 528)
 
 
 def cross_entropy(logits, y):
@@ -210,14 +210,14 @@ def test_every_dropout_draws_from_the_given_rngs():
         lambda net, key: net.losses(images(2, 64), targets(2), rngs=nnx.Rngs(dropout=key))
     )
     keys = [jax.random.key(seed) for seed in (1, 1, 2)]
-    (first, logits), (again, _), (other, others) = (losses(net, key) for key in keys)
+    (first, logits), (again, _), (reseeded, reseeded_logits) = (losses(net, key) for key in keys)
     np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, other)
-    assert not np.allclose(logits, others)
+    assert not np.allclose(first, reseeded)
+    assert not np.allclose(logits, reseeded_logits)
     net.dropout.rate = 0.0
-    (first, logits), _, (other, others) = (losses(net, key) for key in keys)
-    np.testing.assert_array_equal(logits, others)
-    assert not np.allclose(first, other)
+    (first, logits), _, (reseeded, reseeded_logits) = (losses(net, key) for key in keys)
+    np.testing.assert_array_equal(logits, reseeded_logits)
+    assert not np.allclose(first, reseeded)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,10 @@ def test_grid_pooling_has_the_documented_windows(size, expected):
 
 @pytest.mark.parametrize(("size", "side"), [(32, 1), (96, 1), (128, 2), (224, 4)])
 def test_auxiliary_classifiers_fit_smaller_images(size, side):
-    found = called_in_training("googlenet", image_size=size, width=1 / 16)
+    calls = called_in_training("googlenet", image_size=size, width=1 / 16)
     for head in ("auxiliary1", "auxiliary2"):
-        assert found[f"{head}/pool"][2].shape[1:3] == (side, side)
-        assert found[f"{head}/fc2"][2].shape == (2, 1000)
+        assert calls[f"{head}/pool"][2].shape[1:3] == (side, side)
+        assert calls[f"{head}/fc2"][2].shape == (2, 1000)
 
 
 def test_batch_normalisation_replaces_biases_and_comes_before_the_relu():
@@ -372,17 +372,17 @@ VALUES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 
 def as_torch(net, name, values):
     """(PyTorch's name, values in its layout) of one of our values."""
-    *modules, what = name.split("/")
+    *modules, kind = name.split("/")
     values = np.asarray(values)
-    if what == "kernel" and modules[-1] == "conv":
+    if kind == "kernel" and modules[-1] == "conv":
         values = values.transpose(3, 2, 0, 1)
-    elif what == "kernel":
+    elif kind == "kernel":
         layer = net
         for module in modules:
             layer = getattr(layer, module)
         values = values.reshape(*layer.map_shape, -1)
         values = values.transpose(3, 2, 0, 1).reshape(values.shape[-1], -1)
-    return ".".join([*(MODULES.get(m, m) for m in modules), VALUES.get(what, what)]), values
+    return ".".join([*(MODULES.get(m, m) for m in modules), VALUES.get(kind, kind)]), values
 
 
 def with_random_biases_and_statistics(net, bias):
@@ -427,10 +427,10 @@ def peers_losses(peer, x, y):
     return main + 0.3 * (first + second) if peer.training else main, outputs[0]
 
 
-def assert_equal(ours, theirs, what):
+def assert_equal(ours, theirs, case):
     theirs = theirs.detach().numpy()
-    assert np.abs(theirs).max() > 0, what
-    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max(), what
+    assert np.abs(theirs).max() > 0, case
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max(), case
 
 
 @pytest.mark.peers

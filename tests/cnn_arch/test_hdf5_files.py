@@ -26,10 +26,10 @@ TENSORS = {f"{layer}/{name}": x for layer, part in LAYERS.items() for name, x in
 
 def h5(fill, **options):
     """The bytes of an HDF5 file that `fill` has put something into."""
-    made = io.BytesIO()
-    with h5py.File(made, "w", **options) as root:
+    file = io.BytesIO()
+    with h5py.File(file, "w", **options) as root:
         fill(root)
-    return made.getvalue()
+    return file.getvalue()
 
 
 def older(root, layers=None, name="{layer}/{variable}:0"):
@@ -69,12 +69,12 @@ def first(root):
 
 
 def keras_zip(data, entry="model.weights.h5", method=zipfile.ZIP_STORED):
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", method) as archive:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
         archive.writestr("metadata.json", "{}")
         archive.writestr("config.json", '{"module": "os", "class_name": "Lambda"}')
         archive.writestr(entry, data)
-    return made.getvalue()
+    return file.getvalue()
 
 
 def whole_model(root):
@@ -105,13 +105,13 @@ def reading(tmp_path):
     return read_bytes
 
 
-def assert_equal(found, expected):
-    assert set(found) == set(expected)
+def assert_equal(tensors, expected):
+    assert set(tensors) == set(expected)
     for name, value in expected.items():
-        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape), name
-        assert found[name].flags.c_contiguous
-        assert found[name].flags.writeable
-        np.testing.assert_array_equal(found[name], value)
+        assert (tensors[name].dtype, tensors[name].shape) == (value.dtype, value.shape), name
+        assert tensors[name].flags.c_contiguous
+        assert tensors[name].flags.writeable
+        np.testing.assert_array_equal(tensors[name], value)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -125,10 +125,10 @@ def test_the_first_files_are_read_in_keras_order(reading):
 
 
 def test_layers_without_names_keep_their_numbers(reading):
-    found = reading(h5(lambda root: newer(root, names=False)))
+    tensors = reading(h5(lambda root: newer(root, names=False)))
     numbers = dict(zip(LAYERS, ("layer_0", "layer_1", "layer_2"), strict=True))
     assert_equal(
-        found,
+        tensors,
         {f"{numbers[k]}/{name}": x for k, part in LAYERS.items() for name, x in part.items()},
     )
 
@@ -168,9 +168,9 @@ def test_a_network_in_a_layer_keeps_its_layers_names(reading):
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", ">i2", "u1"])
 def test_types_come_out_as_in_other_formats(reading, dtype):
-    found = reading(h5(lambda root: older(root, {"a": {"kernel": SIX.astype(dtype)}})))
-    kept = np.dtype(dtype).newbyteorder("=")
-    assert_equal(found, {"a/kernel": SIX.astype(np.float32 if dtype == "<f2" else kept)})
+    tensors = reading(h5(lambda root: older(root, {"a": {"kernel": SIX.astype(dtype)}})))
+    native = np.dtype(dtype).newbyteorder("=")
+    assert_equal(tensors, {"a/kernel": SIX.astype(np.float32 if dtype == "<f2" else native)})
 
 
 PACKED = [
@@ -292,8 +292,8 @@ def virtual(root, place):
 
 def bomb(root, place):
     """A chunk that says it has 24 bytes, and unpacks to 64 MiB."""
-    made = root.create_dataset(place, 6, "f4", chunks=(6,), compression="gzip")
-    made.id.write_direct_chunk((0,), zlib.compress(bytes(1 << 26)))
+    chunked = root.create_dataset(place, 6, "f4", chunks=(6,), compression="gzip")
+    chunked.id.write_direct_chunk((0,), zlib.compress(bytes(1 << 26)))
 
 
 REFUSED = {
@@ -412,8 +412,8 @@ def test_texts_and_names_are_checked_before_the_library_sees_them():
     """Heaps by themselves, which the library would not open: what is checked is our own code."""
     hdf5_files._check_heaps(texts(0, 0, 976))
     hdf5_files._check_heaps(names(24, 1))
-    for wrong, told in ((texts(0, 0, 15), "texts"), (names(24, 24), "names")):
-        with pytest.raises(Refused, match=f"its {told} are damaged"):
+    for wrong, part in ((texts(0, 0, 15), "texts"), (names(24, 24), "names")):
+        with pytest.raises(Refused, match=f"its {part} are damaged"):
             hdf5_files._check_heaps(wrong)
 
 
@@ -428,14 +428,14 @@ def test_many_heaps_in_one_are_not_gone_through():
 def test_values_that_look_like_heaps_are_values(reading):
     like = b"GCOL\x01\0\0\0" + b"\xff" * 24 + b"HEAP\0\0\0\0" + b"\xff" * 24
     values = np.frombuffer(like, np.uint8)[:, None]
-    found = reading(h5(lambda root: newer(root, {"a": {"kernel": values, "bias": SIX}})))
-    assert_equal(found, {"a/kernel": values, "a/bias": SIX})
+    tensors = reading(h5(lambda root: newer(root, {"a": {"kernel": values, "bias": SIX}})))
+    assert_equal(tensors, {"a/kernel": values, "a/bias": SIX})
 
 
 def test_nothing_outside_of_the_file_is_looked_at(reading, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with h5py.File("other.h5", "w") as other:
-        other["x"] = SIX
+    with h5py.File("other.h5", "w") as file:
+        file["x"] = SIX
     (tmp_path / "other.raw").write_bytes(SIX.tobytes())
     for link in (
         instead(BIAS, assign(h5py.ExternalLink("other.h5", "x"))),
@@ -487,6 +487,6 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path, fresh_pyth
         places = random.choice(used, size=random.integers(1, 4))
         data[places] = random.integers(256, size=places.size)
         (tmp_path / f"{number:03}").write_bytes(data.tobytes())
-    done = fresh_python("-c", READ_ALL, str(tmp_path), timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 30
+    process = fresh_python("-c", READ_ALL, str(tmp_path), timeout=120)
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) > 30

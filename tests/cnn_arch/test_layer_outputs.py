@@ -38,12 +38,12 @@ CASES = [
 @pytest.mark.parametrize(("arch", "layer", "endpoint", "options"), CASES)
 def test_it_is_the_mean_of_the_endpoint(arch, layer, endpoint, options):
     net, x = network(arch, **options), images()
-    found = layer_outputs.pooled(net, layer, x)
-    wanted = np.asarray(net.endpoints(x)[endpoint], np.float64)
-    wanted = wanted.mean(axis=(1, 2)) if wanted.ndim == 4 else wanted
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    pooled = layer_outputs.pooled(net, layer, x)
+    expected = np.asarray(net.endpoints(x)[endpoint], np.float64)
+    expected = expected.mean(axis=(1, 2)) if expected.ndim == 4 else expected
+    np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-5)
     dense = FullyConvolutional(net).pooled(layer, x)
-    np.testing.assert_allclose(dense, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(dense, expected, rtol=1e-4, atol=1e-5)
     shape = layer_outputs.check(net, layer).shape
     assert shape == net.endpoints(x)[layer].shape[1:]
 
@@ -53,9 +53,9 @@ def test_whole_images_of_several_sizes_are_as_each_alone(arch, layer):
     net = network(arch, width=0.125) if arch == "vgg:A" else network(arch)
     x, sizes = images(64), [(64, 64), (40, 64), (33, 47)]
     together = FullyConvolutional(net).pooled(layer, x, jnp.array(sizes))
-    for image, (h, w), found in zip(x, sizes, together, strict=True):
+    for image, (h, w), pooled in zip(x, sizes, together, strict=True):
         alone = FullyConvolutional(net).pooled(layer, image[None, :h, :w])
-        np.testing.assert_allclose(found, alone[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(pooled, alone[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -106,19 +106,19 @@ def test_layers_in_no_block():
     ],
 )
 def test_steps_are_layers_and_of_stages_the_blocks(arch, wanted):
-    found = layer_outputs.steps(cnn_arch.abstract(arch))
-    assert found[: len(wanted)] == wanted
-    assert len(found) == len(set(found))
+    steps = layer_outputs.steps(cnn_arch.abstract(arch))
+    assert steps[: len(wanted)] == wanted
+    assert len(steps) == len(set(steps))
     if arch.startswith("cifar"):
-        assert len(found) == len(wanted)
+        assert len(steps) == len(wanted)
 
 
 def test_several_layers_are_read_at_once():
     net, x = network("vgg:A", width=0.125), images()
-    found = layer_outputs.outputs(net, ["fc7", "conv2_1", "conv1_1/conv"], x)
+    outputs = layer_outputs.outputs(net, ["fc7", "conv2_1", "conv1_1/conv"], x)
     ends = net.endpoints(x)
     for layer, endpoint in (("fc7", "relu7"), ("conv2_1", "conv2_1"), *[("conv1_1/conv",) * 2]):
-        np.testing.assert_array_equal(found[layer], ends[endpoint])
+        np.testing.assert_array_equal(outputs[layer], ends[endpoint])
     with pytest.raises(ArchitectureError, match=r"fc9.*fc"):
         layer_outputs.outputs(net, ["fc7", "fc9"], x)
 

@@ -178,8 +178,8 @@ def test_batch_norm_has_the_gradients_of_the_formula(group_size, offset):
 
     _, gradients = value_and_gradients(ours, x, params)
     _, expected = value_and_gradients(plain, x, params)
-    for one, other in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+    for gradient, by_formula in zip(*map(jax.tree.leaves, (gradients, expected)), strict=True):
+        np.testing.assert_allclose(gradient, by_formula, rtol=2e-4, atol=2e-4)
 
 
 def test_batch_norm_gradient_equals_finite_differences():

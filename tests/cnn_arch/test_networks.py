@@ -118,9 +118,9 @@ def test_bfloat16_logits_are_close_to_float32(name):
     float32.eval()
     bfloat16.eval()
     assert bfloat16.features(x).dtype == jnp.bfloat16
-    expected, got = np.asarray(float32(x)), np.asarray(bfloat16(x))
-    assert got.dtype == np.float32
-    assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    expected, logits = np.asarray(float32(x)), np.asarray(bfloat16(x))
+    assert logits.dtype == np.float32
+    assert 0 < np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
 
 
 KEPT = ["alexnet:two_gpu", "nin:cifar10", "vgg:A-LRN", "googlenet", "resnet:50", "cifar_resnet:8"]
@@ -139,9 +139,9 @@ def test_in_bfloat16_no_map_is_kept_for_the_gradients_in_float32(name):
         return jax.vjp(loss, params)[1]
 
     inputs = [(2, net.image_size, net.image_size, net.channels), (2, net.classes)]
-    given = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs)
-    kept = jax.tree.leaves(jax.eval_shape(gradients, params, rest, *given))
-    maps = [array for array in kept if array.ndim == 4 and array.shape[0] == 2]
+    arguments = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs)
+    residuals = jax.tree.leaves(jax.eval_shape(gradients, params, rest, *arguments))
+    maps = [array for array in residuals if array.ndim == 4 and array.shape[0] == 2]
     assert any(array.dtype == jnp.bfloat16 for array in maps)
     assert not [array for array in maps if array.dtype == jnp.float32]
 
@@ -183,9 +183,9 @@ def test_endpoints_are_the_outputs_of_the_layers():
 def test_dropout_draws_from_the_given_rngs_in_train_mode_only():
     net = small("vgg:A")
     x = images(2, 32)
-    first, again, other = (net(x, rngs=nnx.Rngs(dropout=seed)) for seed in (1, 1, 2))
+    first, again, reseeded = (net(x, rngs=nnx.Rngs(dropout=seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
-    assert not np.allclose(first, other)
+    assert not np.allclose(first, reseeded)
     net.eval()
     np.testing.assert_array_equal(net(x), net(x, rngs=nnx.Rngs(dropout=1)))
 
@@ -310,16 +310,16 @@ def test_weights_follow_their_distribution_and_their_key():
         "he": [((2 / 576) ** 0.5, None), ((2 / 1024) ** 0.5, None)],
     }
     for init, figures in expected.items():
-        found = kernels(init, 0, width=0.25)
+        weights = kernels(init, 0, width=0.25)
         for name, (deviation, largest) in zip(("conv3_2/conv", "fc7"), figures, strict=True):
-            values = np.asarray(found[f"{name}/kernel"])
+            values = np.asarray(weights[f"{name}/kernel"])
             assert np.isclose(values.std(), deviation, rtol=0.02), (init, name)
             assert abs(values.mean()) < deviation / 50, (init, name)
             assert largest is None or 0.99 * largest < np.abs(values).max() <= largest * 1.0001
-        again, other = kernels(init, 0, width=0.25), kernels(init, 1, width=0.25)
-        np.testing.assert_array_equal(found["fc7/kernel"], again["fc7/kernel"])
-        assert not np.allclose(found["fc7/kernel"], other["fc7/kernel"])
-        assert not np.any(found["fc7/bias"])
+        again, reseeded = kernels(init, 0, width=0.25), kernels(init, 1, width=0.25)
+        np.testing.assert_array_equal(weights["fc7/kernel"], again["fc7/kernel"])
+        assert not np.allclose(weights["fc7/kernel"], reseeded["fc7/kernel"])
+        assert not np.any(weights["fc7/bias"])
 
 
 def test_weights_are_not_drawn_under_a_trace():

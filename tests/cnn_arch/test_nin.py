@@ -74,9 +74,9 @@ def test_dropout_follows_the_first_two_blocks_in_train_mode_only():
     endpoints = nnx.jit(lambda net, rngs: net.endpoints(x, rngs=rngs))(net, nnx.Rngs(dropout=0))
     for i in (1, 2):
         before, after = np.asarray(endpoints[f"pool{i}"]), np.asarray(endpoints[f"dropout{i}"])
-        kept = after != 0
-        assert 0.3 < kept[before != 0].mean() < 0.7
-        np.testing.assert_allclose(after[kept], 2 * before[kept], rtol=1e-6)
+        nonzero = after != 0
+        assert 0.3 < nonzero[before != 0].mean() < 0.7
+        np.testing.assert_allclose(after[nonzero], 2 * before[nonzero], rtol=1e-6)
     np.testing.assert_array_equal(endpoints["features"], endpoints["cccp6"])
     net.eval()
     endpoints = nnx.jit(lambda net: net.endpoints(x))(net)
@@ -114,9 +114,9 @@ def test_head_dropout_comes_before_the_fully_connected_layer_in_train_mode(rate)
     x = normal(2, 32, 32, 3)
     endpoints = nnx.jit(lambda net, rngs: net.endpoints(x, rngs=rngs))(net, nnx.Rngs(dropout=0))
     before, after = np.asarray(endpoints["features"]), np.asarray(endpoints["dropout3"])
-    kept = after != 0
-    assert abs(kept[before != 0].mean() - (1 - rate)) < 0.1
-    np.testing.assert_allclose(after[kept], before[kept] / (1 - rate), rtol=1e-6)
+    nonzero = after != 0
+    assert abs(nonzero[before != 0].mean() - (1 - rate)) < 0.1
+    np.testing.assert_allclose(after[nonzero], before[nonzero] / (1 - rate), rtol=1e-6)
 
 
 def test_fully_convolutional_form_of_the_fully_connected_head_is_the_network():

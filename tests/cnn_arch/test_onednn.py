@@ -55,8 +55,8 @@ def test_values_and_gradients_are_those_of_numpy(
     with onednn.using("onednn"):
         assert "__onednn" in ours.lower(x, k, dy).as_text()
         values = ours(x, k, dy)
-    for found, right in zip(values, onednn._by_numpy(x, k, dy, stride, padding), strict=True):
-        np.testing.assert_allclose(found, right, atol=2e-5 * np.abs(right).max())
+    for value, right in zip(values, onednn._by_numpy(x, k, dy, stride, padding), strict=True):
+        np.testing.assert_allclose(value, right, atol=2e-5 * np.abs(right).max())
 
 
 @works
@@ -73,8 +73,8 @@ def test_products_and_their_gradients_are_those_of_numpy():
 
     with onednn.using("onednn"):
         values = ours(x, k, dy)
-    for found, right in zip(values, (x @ k, dy @ k.T, x.T @ dy), strict=True):
-        np.testing.assert_allclose(found, right, atol=2e-5 * np.abs(right).max())
+    for value, right in zip(values, (x @ k, dy @ k.T, x.T @ dy), strict=True):
+        np.testing.assert_allclose(value, right, atol=2e-5 * np.abs(right).max())
 
 
 @works
@@ -160,7 +160,7 @@ def test_trial_that_was_stopped_or_never_began_is_made_again(monkeypatch, kept, 
 
 def test_trial_with_wrong_values_is_no_crash(monkeypatch):
     right = onednn._by_numpy
-    wrong = lambda *given: tuple(1.1 * part for part in right(*given))  # noqa: E731
+    wrong = lambda *args: tuple(1.1 * part for part in right(*args))  # noqa: E731
     plain = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     convolve = lambda x, k, stride, pad: plain(x, k, (stride,) * 2, [(pad, pad)] * 2)  # noqa: E731
     monkeypatch.setattr(onednn, "convolve", convolve)

@@ -72,8 +72,8 @@ def test_logits_are_the_librarys(torch, library, name, arch):
         expected = module(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
     graph, values = nnx.split(net)
     with jax.default_matmul_precision("highest"):
-        found = jax.jit(lambda values, x: nnx.merge(graph, values)(x))(values, images)
-    assert np.abs(np.asarray(found) - expected).max() < 1e-4 * np.abs(expected).max()
+        logits = jax.jit(lambda values, x: nnx.merge(graph, values)(x))(values, images)
+    assert np.abs(np.asarray(logits) - expected).max() < 1e-4 * np.abs(expected).max()
     exported = pretrained.export(net, library)
     module.load_state_dict({key: torch.tensor(value) for key, value in exported.items()})
     for key, value in exported.items():

@@ -47,11 +47,11 @@ def images(n, size, seed=0):
     return np.random.default_rng(seed).normal(size=(n, size, size, 3)).astype(np.float32)
 
 
-def assert_close(found, expected):
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
+def assert_close(logits, expected):
+    logits, expected = np.asarray(logits), np.asarray(expected)
+    assert logits.shape == expected.shape
     assert np.ptp(expected, axis=-1).min() > 0.01
-    assert np.abs(found - expected).max() < TOLERANCE * np.abs(expected).max()
+    assert np.abs(logits - expected).max() < TOLERANCE * np.abs(expected).max()
 
 
 # ----------------------------------------------------------------------------------- Keras
@@ -91,10 +91,10 @@ def exchange_weights(model, names):
     """Gives a Keras model random weights; returns them by our names."""
     random, ours = np.random.default_rng(1), {}
     kinds = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
-    left = {layer.name for layer in model.layers if layer.weights}
+    unused = {layer.name for layer in model.layers if layer.weights}
     for layer_name, keras_name in names.items():
         layer = model.get_layer(keras_name)
-        left.remove(keras_name)
+        unused.remove(keras_name)
         for weight in layer.weights:
             kind = kinds.get(weight.name, weight.name)
             value = random_value(kind, weight.shape, random)
@@ -104,7 +104,7 @@ def exchange_weights(model, names):
                 continue
             weight.assign(value)
             ours[f"{layer_name}/{kind}"] = value
-    assert not left
+    assert not unused
     return ours
 
 
@@ -154,9 +154,9 @@ def test_gradients_equal_keras_applications(keras, name):
         return (nnx.merge(graphdef, params, stats)(x) * weight).sum()
 
     kinds = {"scale": "gamma", "bias": "beta", "kernel": "kernel"}
-    found = flat_state(jax.jit(jax.grad(ours))(params))
-    assert found
-    for key, value in found.items():
+    our_gradients = flat_state(jax.jit(jax.grad(ours))(params))
+    assert our_gradients
+    for key, value in our_gradients.items():
         layer, _, kind = key.rpartition("/")
         suffix = kinds[kind] if names[layer].endswith("_bn") else kind
         (expected,) = (g for p, g in paths.items() if p.endswith(f"{names[layer]}/{suffix}"))
@@ -314,13 +314,13 @@ def random_constants(graph, onnx):
         last_axes = (2, 3, 1, 0) if len(shape) == 4 else tuple(range(len(shape)))[::-1]
         value = random_value(kind, tuple(shape[i] for i in last_axes), random)
         weights[name] = np.ascontiguousarray(np.transpose(value, np.argsort(last_axes)))
-    kept = [
+    initializers = [
         i
         for i in graph.initializer
         if i.name in shapes and i.name not in weights and "blobs_queue" not in i.name
     ]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(initializers)
     graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
     inputs = [i for i in graph.input if i.name.endswith("data_0")]
     del graph.input[:]
@@ -331,10 +331,10 @@ def random_constants(graph, onnx):
 def as_flat(weights, names, net):
     """The graph's weights by our flat names and in our layout; every one is used."""
     suffixes = {"kernel": "w", "scale": "s", "bias": "b", "mean": "rm", "var": "riv"}
-    left, flat = dict(weights), {}
+    unused, flat = dict(weights), {}
     for key, like in flat_state(nnx.state(net)).items():
         layer, _, kind = key.rpartition("/")
-        value = left.pop(f"{names[layer]}_{suffixes[kind]}_0")
+        value = unused.pop(f"{names[layer]}_{suffixes[kind]}_0")
         if value.shape[:2] == (1, 1) and "/" not in layer:  # Caffe's fully connected weights
             value = value[0, 0]
         if value.ndim == 4:
@@ -343,7 +343,7 @@ def as_flat(weights, names, net):
             side = round((value.shape[1] / net_channels(net, layer)) ** 0.5)
             value = value.reshape(len(value), -1, side, side).transpose(2, 3, 1, 0)
         flat[key] = value.reshape(like.shape)
-    assert not left
+    assert not unused
     return flat
 
 

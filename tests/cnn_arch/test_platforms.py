@@ -53,11 +53,11 @@ def test_batch_norm_by_example_has_the_gradients_of_the_formula(groups):
 
     expected = jax.grad(plain, argnums=(0, 1, 2))(x, scale, bias)
     grouped = x.reshape(groups, -1, 5)
-    found = normalisation.backward_by_example(
+    gradients = normalisation.backward_by_example(
         x, scale, grouped.mean(axis=1), grouped.var(axis=1), weights, epsilon=EPSILON
     )
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+    for gradient, by_formula in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, by_formula, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -70,13 +70,13 @@ def test_both_forms_of_max_pooling_are_equal(monkeypatch, pool, ties):
     x = normal(2, 8, 7, 3)
     x = np.maximum(np.round(x), 0) if ties else x
     weights = normal(*pool(x).shape, seed=9)
-    found = {}
+    results = {}
     for form in ("slices", "windows"):
         monkeypatch.setenv(pooling.VARIABLE, form)
-        found[form] = jax.jit(
+        results[form] = jax.jit(
             lambda x: (pool(x), jax.grad(lambda x: (pool(x) * weights).sum())(x))
         )(x)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), *found.values())
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), *results.values())
 
 
 def test_an_unknown_form_of_max_pooling_is_refused(monkeypatch):
@@ -103,5 +103,5 @@ def test_groups_of_a_batch_are_cut_out_of_the_map_on_a_cpu_only(platform):
         return (normalisation.batch_norm(x, zeros, zeros, zeros, 4, EPSILON)[0] ** 2).sum()
 
     text = lowered(jax.grad(total), platform, normal(8, 3, 3, 5))
-    ranks = {found.count("x") for found in re.findall(r"tensor<((?:\d+x)+)f32>", text)}
+    ranks = {shape.count("x") for shape in re.findall(r"tensor<((?:\d+x)+)f32>", text)}
     assert max(ranks) == (5 if platform == "cpu" else 4)

@@ -24,10 +24,10 @@ def randomize(net, seed):
     rng = np.random.default_rng(seed)
     values = {}
     for name, value in flat_state(nnx.state(net)).items():
-        what, shape = name.rpartition("/")[2], value.shape
-        if what == "kernel":
+        kind, shape = name.rpartition("/")[2], value.shape
+        if kind == "kernel":
             values[name] = rng.normal(size=shape) * (2 / np.prod(shape[:-1])) ** 0.5
-        elif what in ("scale", "var"):
+        elif kind in ("scale", "var"):
             values[name] = rng.uniform(0.5, 1.5, shape)
         else:
             values[name] = 0.2 * rng.normal(size=shape)
@@ -262,32 +262,33 @@ def test_older_caffe_files_have_four_dimensions():
 
 def convolved(net, tensors, naming):
     """With each fully connected layer of the network as a convolution over its whole map."""
-    found = dict(tensors)
+    reshaped = dict(tensors)
     for name in ("fc6", "fc7", "fc8"):
         height, width, inputs = getattr(net, name).map_shape
         weights = name + {"caffe": ".0", "caffe-tensorflow": "/weights"}[naming]
         shape = (-1, inputs, height, width) if naming == "caffe" else (height, width, inputs, -1)
-        found[weights] = tensors[weights].reshape(shape)
-    return found
+        reshaped[weights] = tensors[weights].reshape(shape)
+    return reshaped
 
 
 @pytest.mark.parametrize("naming", ["caffe", "caffe-tensorflow"])
 def test_classifiers_that_are_convolutions_are_the_same_network(naming):
     net = create("vgg:A", image_size=96)
     exported = pretrained.export(net, naming)
-    whole = convolved(net, exported, naming)
-    assert sum(values.ndim == 4 for values in whole.values()) == 8 + 3
-    arguments = pretrained.arguments("vgg:A", whole)
+    convolutional = convolved(net, exported, naming)
+    assert sum(values.ndim == 4 for values in convolutional.values()) == 8 + 3
+    arguments = pretrained.arguments("vgg:A", convolutional)
     assert arguments == pretrained.arguments("vgg:A", exported)
     fresh = cnn_arch.create("vgg:A", rngs=nnx.Rngs(1), **arguments)
-    pretrained.load(fresh, whole)
+    pretrained.load(fresh, convolutional)
     again = pretrained.export(fresh, naming)
     assert all(np.array_equal(again[name], exported[name]) for name in exported)
-    name = next(name for name in whole if name.startswith("fc6"))
-    whole[name] = whole[name].transpose()
-    message = refused(net, whole, naming)
+    name = next(name for name in convolutional if name.startswith("fc6"))
+    convolutional[name] = convolutional[name].transpose()
+    message = refused(net, convolutional, naming)
     assert (
-        f"1 of another shape: {name} is {whole[name].shape}, not {exported[name].shape}" in message
+        f"1 of another shape: {name} is {convolutional[name].shape}, not {exported[name].shape}"
+        in message
     )
     assert "\n" not in message
 
@@ -384,11 +385,11 @@ def test_every_naming_has_its_preparation_in_the_table():
 
 def test_preparation_of_cifars_images_is_by_the_number_of_classes():
     """As the repository's logs of training have it, for CIFAR-10 and for CIFAR-100."""
-    known = {
+    by_classes = {
         10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)),
         100: ((0.507, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)),
     }
-    for classes, constants in known.items():
+    for classes, constants in by_classes.items():
         images = pretrained.preprocessing(
             "cifar_resnet:20", "pytorch-cifar-models", classes=classes
         )
@@ -435,7 +436,7 @@ def test_huggingface_names_are_those_of_its_state_dict(arch, block):
     expected = []
     for unit in units:
         expected.append(f"resnet.{unit}.convolution.weight")
-        expected += [f"resnet.{unit}.normalization.{what}" for what in BN]
+        expected += [f"resnet.{unit}.normalization.{part}" for part in BN]
     assert names == [*expected, "classifier.1.weight", "classifier.1.bias"]
     shapes = [
         exported[f"resnet.encoder.stages.0.layers.1.layer.{i}.convolution.weight"].shape
@@ -519,10 +520,10 @@ def test_other_floats_become_float32(tensors):
     tensors["fc.bias"] = tensors["fc.bias"].astype(np.float16)
     tensors["fc.weight"] = tensors["fc.weight"].astype(np.float64)
     pretrained.load(net, tensors)
-    found = values(net)
-    assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
-    assert np.array_equal(found["fc/bias"], tensors["fc.bias"].astype(np.float32))
-    assert np.array_equal(found["fc/kernel"].T, tensors["fc.weight"])
+    loaded = values(net)
+    assert {value.dtype for value in loaded.values()} == {np.dtype(np.float32)}
+    assert np.array_equal(loaded["fc/bias"], tensors["fc.bias"].astype(np.float32))
+    assert np.array_equal(loaded["fc/kernel"].T, tensors["fc.weight"])
 
 
 def test_counts_of_batches_may_be_missing(tensors):
@@ -547,8 +548,8 @@ def test_networks_without_arrays_take_the_tensors(tensors, resnet18):
     """And cost no initial weights."""
     net = cnn_arch.abstract("resnet:18", **pretrained.arguments("resnet:18", tensors))
     pretrained.load(net, tensors)
-    expected, found = values(resnet18), values(net)
-    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    expected, loaded = values(resnet18), values(net)
+    assert all(np.array_equal(expected[name], loaded[name]) for name in expected)
     exported = pretrained.export(create("cifar_resnet:8", width=1 / 4), "cifar")
     arguments = pretrained.arguments("cifar_resnet:8", exported)
     net = cnn_arch.abstract("cifar_resnet:8", **arguments)
@@ -723,12 +724,12 @@ def test_a_resnet_of_kerass_comes_back_within_one_rounding_of_its_variances(nami
     assert not report.ignored
     assert set(report.used) == set(exported)
     assert set(report.used.values()) == set(values(net))
-    found = values(fresh)
+    loaded = values(fresh)
     for name, expected in values(net).items():
-        apart = np.abs(found[name] - expected)
+        difference = np.abs(loaded[name] - expected)
         limit = np.spacing(np.maximum(expected, np.float32(epsilon - 1e-5)))
-        assert (apart <= (limit if name.endswith("/var") else 0)).all(), name
-    convs = sum(name.endswith("/conv/kernel") for name in found)
+        assert (difference <= (limit if name.endswith("/var") else 0)).all(), name
+    convs = sum(name.endswith("/conv/kernel") for name in loaded)
     zeros = [name for name, ours in report.used.items() if ours.endswith("/mean")]
     zeros = [exported[name] for name in zeros if name.endswith("/bias")]
     assert len(zeros) == convs
@@ -742,16 +743,16 @@ def test_biases_and_epsilon_of_kerass_resnets_are_in_the_statistics(naming, arch
     units = {}
     for theirs, ours in pretrained.load(net, exported).used.items():
         exported[theirs] = rng.uniform(0, 1e-4, exported[theirs].shape).astype(np.float32)
-        what = "b" if theirs.endswith("/bias") else ours.rpartition("/")[2]
-        units.setdefault(ours.rpartition("/")[0], {})[what] = exported[theirs].astype(np.float64)
+        kind = "b" if theirs.endswith("/bias") else ours.rpartition("/")[2]
+        units.setdefault(ours.rpartition("/")[0], {})[kind] = exported[theirs].astype(np.float64)
     pretrained.load(net, exported)
-    found = {name: value.astype(np.float64) for name, value in values(net).items()}
+    loaded = {name: value.astype(np.float64) for name, value in values(net).items()}
     for unit, their in units.items():
         if not unit.endswith("/norm"):
             continue
         x = rng.normal(size=their["b"].shape)
         expected = (x + their["b"] - their["mean"]) / np.sqrt(their["var"] + epsilon)
-        y = (x - found[f"{unit}/mean"]) / np.sqrt(found[f"{unit}/var"] + 1e-5)
+        y = (x - loaded[f"{unit}/mean"]) / np.sqrt(loaded[f"{unit}/var"] + 1e-5)
         np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
@@ -777,8 +778,8 @@ def test_names_of_keras_are_those_of_its_layers_in_its_order():
     for stage, blocks in enumerate((3, 4, 6, 3), start=2):
         for block in range(1, blocks + 1):
             branches = [0, 3] if block == 1 else [3]
-            units = [f"{n}_{what}" for n in (1, 2) for what in ("conv", "bn")]
-            units += [f"{n}_{what}" for what in ("conv", "bn") for n in branches]
+            units = [f"{n}_{kind}" for n in (1, 2) for kind in ("conv", "bn")]
+            units += [f"{n}_{kind}" for kind in ("conv", "bn") for n in branches]
             layers += [f"conv{stage}_block{block}_{unit}" for unit in units]
     layers.append("predictions")
     parts = {layer: norm if layer.endswith("bn") else ("kernel", "bias") for layer in layers}
@@ -979,13 +980,13 @@ def torch_state(torch, module, seed=0, scale=1.0):
     rng = np.random.default_rng(seed)
     state = {}
     for name, value in module.state_dict().items():
-        what, shape = name.rpartition(".")[2], tuple(value.shape)
-        if what == "num_batches_tracked":
+        kind, shape = name.rpartition(".")[2], tuple(value.shape)
+        if kind == "num_batches_tracked":
             state[name] = np.full((), 17, np.int64)
             continue
-        if what == "weight" and len(shape) > 1:
+        if kind == "weight" and len(shape) > 1:
             values = rng.normal(size=shape) * (2 / np.prod(shape[1:])) ** 0.5
-        elif what in ("weight", "running_var"):
+        elif kind in ("weight", "running_var"):
             values = rng.uniform(0.5, 1.5, shape)
         else:
             values = 0.2 * scale * rng.normal(size=shape)
@@ -995,10 +996,10 @@ def torch_state(torch, module, seed=0, scale=1.0):
     return state
 
 
-def relative_error(found, expected):
+def relative_error(logits, expected):
     expected = expected.detach().numpy()
     assert expected.std(axis=0).max() > 1e-3 * np.abs(expected).max()  # it sees the images
-    return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+    return np.abs(np.asarray(logits) - expected).max() / np.abs(expected).max()
 
 
 def our_logits(net, images):
@@ -1124,9 +1125,9 @@ def test_googlenet_equals_pytorch(torch, naming, size):
     if caffe:
         named = {}
         for name, value in state.items():
-            layer, _, what = name.rpartition(".")
+            layer, _, kind = name.rpartition(".")
             layer = layer.removesuffix(".conv") if layer not in IN_CAFFE else layer
-            named[f"{IN_CAFFE[layer]}.{0 if what == 'weight' else 1}"] = value
+            named[f"{IN_CAFFE[layer]}.{0 if kind == 'weight' else 1}"] = value
         state = named
     arguments = {**pretrained.arguments(arch, state), "image_size": size}
     net = cnn_arch.create(arch, rngs=nnx.Rngs(1), **arguments)
@@ -1146,8 +1147,8 @@ def test_googlenet_equals_pytorch(torch, naming, size):
         first = net.auxiliary1(Tape(), maps["inception4a"])
         return [maps["logits"], first, net.auxiliary2(Tape(), maps["inception4d"])]
 
-    for found, wanted in zip(all_logits(ours, images), expected, strict=True):
-        assert relative_error(found, wanted) < 1e-4
+    for output, right in zip(all_logits(ours, images), expected, strict=True):
+        assert relative_error(output, right) < 1e-4
     exported = pretrained.export(net, naming)
     assert set(exported) == set(state)
     if not caffe:

@@ -138,11 +138,11 @@ def test_a_grown_network_computes_what_the_shallow_one_does(shallow, deep, optio
     (old.train if train else old.eval)()
     (new.train if train else new.eval)()
     x = np.random.default_rng(3).normal(size=(4, old.image_size, old.image_size, 3))
-    expected, found = (
+    expected, logits = (
         np.asarray(net(jnp.asarray(x, jnp.float32), rngs=nnx.Rngs(0))) for net in (old, new)
     )
     assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert report.left_over == []
     assert bool(report.identity) == (len(grown) > len(values(old)))
     named = [new for _, new in report.copied] + report.fresh + report.identity
@@ -157,9 +157,9 @@ def test_a_grown_network_s_new_layers_are_trained():
     nnx.update(new, cnn_arch.unflat_state(grown, nnx.state(new)))
     x = jnp.asarray(np.random.default_rng(3).normal(size=(4, 8, 8, 3)), jnp.float32)
     gradient = nnx.grad(lambda net: net.losses(x, jnp.eye(4))[0].mean())(new)
-    found = flat_state(nnx.state(gradient, nnx.Param))
+    gradients = flat_state(nnx.state(gradient, nnx.Param))
     for name in report.identity:
-        assert float(jnp.abs(found[name]).max()) > 0
+        assert float(jnp.abs(gradients[name]).max()) > 0
 
 
 @pytest.mark.parametrize(

@@ -38,13 +38,13 @@ def tensors(dtype="float32"):
     return {name: random.normal(size=s).astype(dtype) for name, s in shapes.items()}
 
 
-def assert_equal(found, expected):
-    assert list(found) == list(expected)
+def assert_equal(arrays, expected):
+    assert list(arrays) == list(expected)
     for name, value in expected.items():
-        assert found[name].dtype == value.dtype, name
-        assert found[name].shape == value.shape, name
-        assert found[name].flags.c_contiguous, name
-        np.testing.assert_array_equal(found[name], value)
+        assert arrays[name].dtype == value.dtype, name
+        assert arrays[name].shape == value.shape, name
+        assert arrays[name].flags.c_contiguous, name
+        np.testing.assert_array_equal(arrays[name], value)
 
 
 # ------------------------------------------------------------------------------- files made by hand
@@ -164,20 +164,20 @@ def reading(tmp_path) -> Callable[[bytes], dict[str, np.ndarray]]:
 def test_what_is_written_is_read_back(tmp_path, suffix):
     path = tmp_path / "below" / f"weights{suffix}"
     write(path, tensors())
-    found = read(path)
-    assert_equal({name: found[name] for name in tensors()}, tensors())
-    assert len(found) == len(tensors())
+    arrays = read(path)
+    assert_equal({name: arrays[name] for name in tensors()}, tensors())
+    assert len(arrays) == len(tensors())
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_arrays_are_contiguous_writable_and_apart(tmp_path, suffix):
     write(tmp_path / f"weights{suffix}", tensors())
-    found = list(read(tmp_path / f"weights{suffix}").values())
-    for place, array in enumerate(found):
+    arrays = list(read(tmp_path / f"weights{suffix}").values())
+    for place, array in enumerate(arrays):
         assert array.flags.c_contiguous
         assert array.flags.writeable
-        assert not any(np.shares_memory(array, other) for other in found[:place])
+        assert not any(np.shares_memory(array, earlier) for earlier in arrays[:place])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -192,10 +192,10 @@ def test_every_type_comes_back_exactly_or_is_refused(tmp_path, suffix, dtype):
         assert not list(tmp_path.iterdir())
         return
     write(path, saved)
-    found = read(path)
+    arrays = read(path)
     for name, value in saved.items():
-        assert found[name].dtype == ("float32" if dtype == "float16" else dtype)
-        np.testing.assert_array_equal(found[name], value)
+        assert arrays[name].dtype == ("float32" if dtype == "float16" else dtype)
+        np.testing.assert_array_equal(arrays[name], value)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -280,8 +280,8 @@ def test_npz_of_numpy_is_read(tmp_path):
     for save in (np.savez, np.savez_compressed):
         with (tmp_path / "weights").open("wb") as file:
             save(file, **{k: v for k, v in saved.items() if k != "file"}, swapped=SIX.astype(">f4"))
-        found = read(tmp_path / "weights")
-        assert_equal(found, {"a/b": saved["a/b"], "n": saved["n"], "swapped": SIX})
+        arrays = read(tmp_path / "weights")
+        assert_equal(arrays, {"a/b": saved["a/b"], "n": saved["n"], "swapped": SIX})
 
 
 def test_npz_of_python_2_is_read_without_a_warning(reading):
@@ -291,14 +291,14 @@ def test_npz_of_python_2_is_read_without_a_warning(reading):
 
 def test_numpy_reads_what_is_written(tmp_path):
     write(tmp_path / "weights.npz", {"file": SIX, **tensors()})
-    with np.load(tmp_path / "weights.npz", allow_pickle=False) as found:
-        assert_equal(dict(found), {"file": SIX, **tensors()})
+    with np.load(tmp_path / "weights.npz", allow_pickle=False) as archive:
+        assert_equal(dict(archive), {"file": SIX, **tensors()})
 
 
 def test_safetensors_reads_what_is_written(tmp_path):
     write(tmp_path / "weights.safetensors", tensors())
-    found = safetensors.numpy.load_file(tmp_path / "weights.safetensors")
-    assert_equal({name: found[name] for name in tensors()}, tensors())
+    arrays = safetensors.numpy.load_file(tmp_path / "weights.safetensors")
+    assert_equal({name: arrays[name] for name in tensors()}, tensors())
 
 
 HALVES = [ml_dtypes.bfloat16, np.float16]
@@ -321,9 +321,9 @@ def test_halves_become_float32_with_the_same_values(reading, half):
 
 @pytest.mark.parametrize(("half", "kind"), [(HALVES[0], "BFloat16"), (HALVES[1], "Half")])
 def test_halves_of_a_transposed_tensor_are_read(reading, half, kind):
-    made = tensor((3, 2), (1, 3), of=storage(f"torch.{kind}Storage"))
-    found = reading(torch_zip(dictionary({"w": made}), {"0": SIX.astype(half).tobytes()}))
-    assert_equal(found, {"w": np.ascontiguousarray(STATE["w"].T)})
+    transposed = tensor((3, 2), (1, 3), of=storage(f"torch.{kind}Storage"))
+    arrays = reading(torch_zip(dictionary({"w": transposed}), {"0": SIX.astype(half).tobytes()}))
+    assert_equal(arrays, {"w": np.ascontiguousarray(STATE["w"].T)})
 
 
 @pytest.mark.parametrize("order", ["little", "big", None])
@@ -363,12 +363,12 @@ def test_the_byte_order_that_a_torch_file_records_is_respected(reading, kind, co
     ],
 )
 def test_strides_and_offsets_are_honoured(reading, container, shape, strides, offset):
-    found = reading(container(dictionary({"w": tensor(shape, strides, offset)})))["w"]
-    assert found.shape == shape
-    assert found.flags.c_contiguous
+    array = reading(container(dictionary({"w": tensor(shape, strides, offset)})))["w"]
+    assert array.shape == shape
+    assert array.flags.c_contiguous
     for index in np.ndindex(shape):
         step = sum(i * stride for i, stride in zip(index, strides, strict=True))
-        assert found[index] == SIX[offset + step]
+        assert array[index] == SIX[offset + step]
 
 
 @pytest.mark.parametrize("container", [torch_zip, torch_legacy])
@@ -430,9 +430,10 @@ def test_average_is_taken_unless_the_raw_weights_are_wished(tmp_path, average, w
     assert list(read(path, which, notes.append)) == [taken]
     (note,) = notes
     names = {"raw": "model", "average": average}
-    other = "average" if taken == "raw" else "raw"
+    skipped = "average" if taken == "raw" else "raw"
     assert note == (
-        f"its {names[taken]!r} was taken, not {names[other]!r} (--which-weights {other} takes that)"
+        f"its {names[taken]!r} was taken, not {names[skipped]!r} "
+        f"(--which-weights {skipped} takes that)"
     )
 
 
@@ -478,9 +479,9 @@ def test_what_is_saved_beside_a_state_dict_is_ignored(reading, refused, containe
 
 
 def test_tensors_of_one_storage_are_read_apart(reading):
-    found = reading(torch_zip(dictionary({"w": tensor(), "tied": tensor()})))
-    found["w"][:] = 7
-    assert_equal(found, {"w": np.full((2, 3), 7, "f4"), "tied": SIX.reshape(2, 3)})
+    arrays = reading(torch_zip(dictionary({"w": tensor(), "tied": tensor()})))
+    arrays["w"][:] = 7
+    assert_equal(arrays, {"w": np.full((2, 3), 7, "f4"), "tied": SIX.reshape(2, 3)})
 
 
 def rebuilt(function: str, *parts: bytes) -> bytes:
@@ -547,9 +548,9 @@ def test_blobs_of_caffe_are_read(reading, version, made, expected):
         with pytest.raises(WeightsError, match=r"'inception_3a/1x1.0' has 24 bytes"):
             reading(message(1, b"net") + net)
         return
-    found = reading(message(1, b"net") + net)
+    arrays = reading(message(1, b"net") + net)
     names = ["inception_3a/1x1.0", "inception_3a/1x1.1"]
-    assert_equal(found, dict(zip(names, [np.asarray(expected), STATE["w"]], strict=True)))
+    assert_equal(arrays, dict(zip(names, [np.asarray(expected), STATE["w"]], strict=True)))
 
 
 def test_a_caffemodel_cut_between_layers_is_a_shorter_network(reading):
@@ -847,8 +848,8 @@ def test_names_used_twice_are_refused(refused):
         refused(file.getvalue(), f"two entries named '{entry}'")
     refused(layer("a", BLOB) + layer("a", BLOB), "two tensors named 'a.0'")
     refused(layer("a", BLOB) + layer("a", BLOB, version=1), "two tensors named 'a.0'")
-    one = '"w":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}'
-    refused(safetensors_bytes(f"{{{one},{one}}}", SIX.tobytes()), "two tensors named 'w'")
+    item = '"w":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}'
+    refused(safetensors_bytes(f"{{{item},{item}}}", SIX.tobytes()), "two tensors named 'w'")
 
 
 def test_zip_bombs_are_refused(refused):
@@ -1045,9 +1046,9 @@ def test_damaged_pickles_are_read_or_refused_and_nothing_else(tmp_path):
     for trial in range(400):
         body = bodies[trial % len(bodies)].copy()
         body[random.integers(len(body), size=2)] = random.integers(256, size=2)
-        cut, other = random.integers(len(body), size=2)
+        cut, start = random.integers(len(body), size=2)
         if trial % 3 == 0:  # a piece of it moved
-            body = np.concatenate([body[:cut], body[other:]])
+            body = np.concatenate([body[:cut], body[start:]])
         path.write_bytes(torch_zip(body.tobytes()))
         try:
             read(path)
@@ -1129,8 +1130,8 @@ def test_average_of_torch_loses_its_wrappers(torch, tmp_path, compiled):
     average = torch.optim.swa_utils.AveragedModel(inner)
     both = {"model": network.state_dict(), "model_ema": average.state_dict()}
     torch.save(both, tmp_path / "weights.pth")
-    found = names.unwrapped(read(tmp_path / "weights.pth"))
-    assert_equal(found, in_numpy(network.state_dict()))
+    arrays = names.unwrapped(read(tmp_path / "weights.pth"))
+    assert_equal(arrays, in_numpy(network.state_dict()))
 
 
 @pytest.mark.peers
@@ -1172,9 +1173,9 @@ def test_whole_networks_that_torch_saves_are_refused(torch, refused, tmp_path, n
 @pytest.mark.parametrize("mmap", [False, True])
 def test_torch_reads_what_is_written(torch, tmp_path, dtype, mmap):
     write(tmp_path / "weights.pth", tensors(dtype))
-    found = torch.load(tmp_path / "weights.pth", weights_only=True, mmap=mmap)
-    assert type(found).__name__ == "OrderedDict"
-    assert_equal(in_numpy(found), tensors(dtype))
+    loaded = torch.load(tmp_path / "weights.pth", weights_only=True, mmap=mmap)
+    assert type(loaded).__name__ == "OrderedDict"
+    assert_equal(in_numpy(loaded), tensors(dtype))
 
 
 @pytest.mark.peers

@@ -12,8 +12,8 @@ from cnn_arch.pretrained import names
 ONE = np.ones(1, np.float32)
 
 
-def tensors(*given):
-    return dict.fromkeys(given, ONE)
+def tensors(*keys):
+    return dict.fromkeys(keys, ONE)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def test_wrappers_that_all_names_have_are_taken_off(given, expected):
 def test_rules_rename_the_first_that_matches(tmp_path):
     file = tmp_path / "rules.txt"
     file.write_text("# of the old net\n\nlinear.* = fc.*\n")
-    found = names.rules(["a.weight=b.weight", str(file), "*.running_count="])
-    assert found == [("a.weight", "b.weight"), ("linear.*", "fc.*"), ("*.running_count", "")]
-    given = tensors("a.weight", "linear.weight", "linear.bias", "bn.running_count", "c")
-    assert list(names.renamed(given, found)) == ["b.weight", "fc.weight", "fc.bias", "c"]
+    rules = names.rules(["a.weight=b.weight", str(file), "*.running_count="])
+    assert rules == [("a.weight", "b.weight"), ("linear.*", "fc.*"), ("*.running_count", "")]
+    weights = tensors("a.weight", "linear.weight", "linear.bias", "bn.running_count", "c")
+    assert list(names.renamed(weights, rules)) == ["b.weight", "fc.weight", "fc.bias", "c"]
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_what_is_no_rule_is_refused(rule, reason):
 
 
 def test_rules_that_match_nothing_or_make_one_name_twice_are_refused():
-    given = tensors("conv1.weight", "conv2.weight")
+    weights = tensors("conv1.weight", "conv2.weight")
     with pytest.raises(WeightsError, match=r"--map conv3.weight=a: no tensor is .*near conv"):
-        names.renamed(given, [("conv3.weight", "a")])
+        names.renamed(weights, [("conv3.weight", "a")])
     with pytest.raises(WeightsError, match=r"would both be conv2\.weight"):
-        names.renamed(given, [("conv1.weight", "conv2.weight")])
+        names.renamed(weights, [("conv1.weight", "conv2.weight")])
     with pytest.raises(WeightsError, match=r"no tensor is aXb\*"):  # its halves may not overlap
         names.renamed(tensors("aX"), [("aXb*", "*")])
 
