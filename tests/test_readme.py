@@ -74,6 +74,6 @@ def test_the_package_is_never_installed_by_its_name():
     wrong = [
         f"{path.relative_to(ROOT)}: {command}"
         for path in [*readme.PAGES, *ROOT.glob("[ceil]*/**/*.py")]
-        for command in re.findall(r"pip install '?cnn-depth.*", path.read_text(encoding="utf-8"))
+        for command in re.findall(r"pip install ['\"]?cnn-depth.*", path.read_text("utf-8"))
     ]
     assert not wrong

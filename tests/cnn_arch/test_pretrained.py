@@ -121,8 +121,8 @@ def test_exported_weights_load_exactly_with_nothing_left(naming, arch, options):
     net = create(arch, **options)
     exported = pretrained.export(net, naming)
     assert all(value.flags.c_contiguous for value in exported.values())
-    found = "torchvision" if arch.startswith("resnet") and naming == "timm" else naming
-    assert pretrained.detect(arch, exported) == found
+    expected_naming = "torchvision" if arch.startswith("resnet") and naming == "timm" else naming
+    assert pretrained.detect(arch, exported) == expected_naming
     arguments = pretrained.arguments(arch, exported, naming)
     if arch in ("alexnet:cifar", "nin:cifar10"):  # which no other naming knows
         assert arguments["channels"] == 3
@@ -135,8 +135,8 @@ def test_exported_weights_load_exactly_with_nothing_left(naming, arch, options):
 
     fresh = cnn_arch.create(arch, rngs=nnx.Rngs(1), **arguments)
     report = pretrained.load(fresh, exported, naming=naming)
-    expected, found = values(net), values(fresh)
-    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    expected, loaded = values(net), values(fresh)
+    assert all(np.array_equal(expected[name], loaded[name]) for name in expected)
     assert set(report.used.values()) == set(expected)
     assert set(report.used) | set(report.ignored) == set(exported)
     assert all(name.endswith("num_batches_tracked") for name in report.ignored)

@@ -259,7 +259,6 @@ def test_files_are_not_believed(run, photos):
     result.file.write_bytes(b"\x93NUMPY nothing")
     with pytest.raises(DataError, match="can't be read as features"):
         features.read(result.file)
-    (run.folder / features.FOLDER / "gone.npz").unlink(missing_ok=True)
     with pytest.raises(DataError, match="can't be read as features"):
         features.read(run.folder / features.FOLDER / "gone.npy")
 

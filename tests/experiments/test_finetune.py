@@ -204,7 +204,7 @@ def test_unfreezing_what_stays_frozen_is_refused():
 def test_training_ends_where_held_out_images_get_no_better(tmp_path):
     still = tiny(train__patience=3, schedule__lr=1e-12, schedule__kind="constant")
     run = trained(still, tmp_path)
-    (result,) = [run.read("result")]
+    result = run.read("result")
     every = max(1, round(0.05 * result["train_images"] / 32))
     assert result["steps"] == 4 * every  # the first is the best; then three that are no better
     with pytest.raises(ConfigError, match=r"train\.patience=3 is judged on held-out"):
@@ -253,7 +253,7 @@ def test_some_classes_of_a_set_are_numbered_anew(run, arrays):
     for part in ("train", "holdout", "test"):
         assert {*np.unique(some.parts[part].labels).tolist()} == {0, 1, 2}
     chosen = np.isin(all_classes.dataset.test.labels, [1, 3, 7])
-    np.testing.assert_array_equal(some.dataset.test.images, all_classes.found.test.images[chosen])
+    np.testing.assert_array_equal(some.dataset.test.images, all_classes.dataset.test.images[chosen])
     digits = np.array([1, 3, 7])[some.dataset.test.labels]
     np.testing.assert_array_equal(digits, all_classes.dataset.test.labels[chosen])
     assert configs.override(tiny(), {"data.classes": "1,3"}, "--set").data.classes == ("1", "3")

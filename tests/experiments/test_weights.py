@@ -177,8 +177,8 @@ def test_an_imported_run_is_tested_on_folders_files_and_arrays_alike(cifar_file,
 def test_an_import_that_fails_leaves_nothing_behind(cifar_file, tmp_path):
     _, path = cifar_file
     folder = tmp_path / "runs"
-    for arch, error in (("cifar_resnet:14", WeightsError), ("vgg:D", WeightsError)):
-        with pytest.raises(error):
+    for arch in ("cifar_resnet:14", "vgg:D"):
+        with pytest.raises(WeightsError):
             weights.import_run(path, arch, folder)
     with pytest.raises(ConfigError, match=r"did you mean 'model\.shortcut'"):
         weights.import_run(path, "cifar_resnet:8", folder, options={"shortcutt": "A"})

@@ -123,14 +123,16 @@ def test_boxes_follow_test_views(view):
 
 def test_an_image_of_another_size_has_its_boxes_scaled():
     """By Pillow's own reduction of the image that the box was drawn in."""
-    for size in SIZES:
+    measured = 0
+    for size in SIZES * 3:
         box = random_box(*size)
         height, width = 50, 70
         scaled = Boxes.of([np.array([box])], np.array([size])).inside(0, height, width)
         image = Image.fromarray(drawn(*size, box)).resize(
             (width, height), Image.Resampling.BILINEAR
         )
-        assert_lies_there(np.asarray(image), scaled[0], (size, box))
+        measured += assert_lies_there(np.asarray(image), scaled[0], (size, box))
+    assert measured >= 3
 
 
 def test_shares_of_an_image_are_exact_at_any_size():

@@ -105,6 +105,7 @@ def same(first, second):
         for name, values in vars(first_batch).items():
             part = mask if name == "labels" else slice(None)
             second_values = getattr(second_batch, name)
+            assert (values is None) == (second_values is None)
             if values is not None:
                 np.testing.assert_array_equal(values[part], second_values[part], err_msg=name)
 

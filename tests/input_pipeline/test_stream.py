@@ -214,7 +214,7 @@ def test_unusable_files_are_named_and_replaced_by_the_next_example():
 
 def test_bad_files_change_nothing_for_other_hosts_threads_and_restarts():
     def some(position, count, **options):
-        return batches(count, odd_source(), most=0.2, position=position, **options)
+        return batches(count, odd_source(), max_unusable=0.2, position=position, **options)
 
     expected = joined(some(0, 6))
     parts = [some(0, 6, shard=(h, 3), threads=2 + h) for h in range(3)]
@@ -227,7 +227,7 @@ def test_more_bad_files_than_allowed_end_the_stream_with_their_names():
     with pytest.raises(
         DataError, match=r"(?s)of 45 examples .* 0.02 is allowed .*image-"
     ) as raised:
-        batches(8, odd_source(), most=0.02)
+        batches(8, odd_source(), max_unusable=0.02)
     assert "cnn-depth data check" in str(raised.value)
 
 
@@ -323,9 +323,9 @@ def test_a_stream_that_failed_stays_failed():
 def test_large_windows_are_decoded_alone_to_the_same_bytes(whole, monkeypatch):
     monkeypatch.setattr("input_pipeline.stream.LARGE", 900)
     assert_same(joined(batches(10)), whole)
-    alone = joined(batches(4, odd_source(), most=0.2))
+    alone = joined(batches(4, odd_source(), max_unusable=0.2))
     monkeypatch.undo()
-    assert_same(alone, joined(batches(4, odd_source(), most=0.2)))
+    assert_same(alone, joined(batches(4, odd_source(), max_unusable=0.2)))
 
 
 def test_a_program_ends_though_a_stream_is_still_open(fresh_python):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -220,14 +221,16 @@ def test_check_decodes_no_two_large_images_at_once(good, monkeypatch):
     from input_pipeline.sources import open_set
 
     monkeypatch.setattr(check, "MAX_PIXELS", 2 * 300 * 250)
-    running, most, decode = [0], [0], image_files.image_size
+    running, most, decode, lock = [0], [0], image_files.image_size, threading.Lock()
 
     def counted(*args):
-        running[0] += 1
-        most[0] = max(most[0], running[0])
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
         time.sleep(0.01)
         size = decode(*args)
-        running[0] -= 1
+        with lock:
+            running[0] -= 1
         return size
 
     monkeypatch.setattr(image_files, "image_size", counted)

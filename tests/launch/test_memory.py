@@ -211,7 +211,6 @@ def test_doctor_tells_what_does_not_fit_and_survives_what_is_broken(monkeypatch)
     assert list(doctor._memory("tpu", 16 * 2**30)) == []
 
 
-@pytest.mark.slow
 def test_a_share_of_memory_that_is_no_number_is_told(monkeypatch):
     for value in ("half", "nan", "-0.5", "0"):
         monkeypatch.setenv(fit.FRACTION, value)
@@ -220,6 +219,7 @@ def test_a_share_of_memory_that_is_no_number_is_told(monkeypatch):
     assert fit.targets("v5e:1x1")[0].memory == 16e9
 
 
+@pytest.mark.slow
 def test_rows_of_the_paper_profile_are_looked_at():
     mends = dict(fit.too_large("tpu", 16e9))
     assert any("152" in row for row in mends)

@@ -142,6 +142,7 @@ def test_signal_to_any_process_stops_all_at_one_step_and_they_go_on_exactly(tmp_
         in (stopped.folder / "log.txt").read_text()
     )
     (_, first), (_, second) = network(undisturbed), network(stopped)
+    assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
@@ -168,6 +169,7 @@ def test_kills_in_the_middle_of_a_checkpoints_write_leave_whole_ones(tmp_path):
     assert end(start(killed, 2)) == [0, 0]
     assert not unfinished(killed)
     (_, first), (_, second) = network(undisturbed), network(killed)
+    assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 

@@ -132,16 +132,22 @@ def start(folder, *words):
     )
 
 
+def is_tested(result):
+    """Whether the tests of a trained run have begun."""
+    progress = runs.Run(result.parent).read("progress") or {}
+    return progress.get("state") == "testing"
+
+
 def test_interrupted_in_a_test_goes_on_from_there(tmp_path, tiny, table):
     words = ("--rows", "A, S=256", *tiny, "--set", "test.batch_size=2")
     process = start(tmp_path, *words)
     try:
         deadline = time.monotonic() + 240
-        while not list(tmp_path.glob("*/result.json")) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        time.sleep(4)
+        while not any(map(is_tested, tmp_path.glob("*/result.json"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)
-        process.wait(timeout=120)
+        assert process.wait(timeout=120) == 130
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -134,7 +134,7 @@ def test_features_are_written_for_others(run_in, photos, tmp_path):
         assert file["labels"].tolist() == [0] * 16 + [1] * 16 + [2] * 16
 
 
-def test_networks_side_by_side(run_in, folder, photos, monkeypatch):
+def test_networks_side_by_side(run_in, folder, photos):
     net = cnn_arch.create("cifar_resnet:14", rngs=nnx.Rngs(1))
     weight_files.write(folder / "other.pth", pretrained.export(net, "cifar"))
     second = weights.import_run(folder / "other.pth", "cifar_resnet:14", folder)
@@ -239,7 +239,7 @@ def test_some_classes_are_told_apart(run_in, photos):
     assert (status, "'pink'" in err) == (2, True)
 
 
-def test_a_runs_own_split_is_kept(run_in, call, folder, photos, monkeypatch):
+def test_a_runs_own_split_is_kept(run_in, folder, photos):
     train = ("train", "residual_depth", "--set", "data.name=folder", "--set", f"data.path={photos}")
     small = {"data.split": 0.25, "data.holdout": 0, "train.steps": 2, "train.batch_size": 8}
     words = [f"--set={key}={value}" for key, value in small.items()]
