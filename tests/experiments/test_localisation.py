@@ -19,8 +19,8 @@ from experiments.localisation.candidates import Localiser
 from experiments.runs import checkpoints, runs
 from experiments.testing import evaluate, prediction_store, predictions
 from experiments.training import train
+from input_pipeline import DataError, resident
 from input_pipeline import boxes as geometry
-from input_pipeline import resident
 from input_pipeline.boxes import Boxes
 
 CLASSES = 3
@@ -627,9 +627,7 @@ def test_configs_that_cannot_be_meant(overrides, message, file):
 def test_sets_without_boxes_are_refused(file):
     with pytest.raises(config.ConfigError, match=r"train.boxes='single' needs boxes, and data.box"):
         data.prepare(settings(file, train__boxes="single", data__boxes=""))
-    with pytest.raises(
-        config.ConfigError, match=r"'digits' has no boxes; data\.name=placed_digits has"
-    ):
+    with pytest.raises(DataError, match=r"'digits' has no boxes; data\.name=placed_digits has"):
         data.open_data(settings(file, data__name="digits", data__path="").data)
     with pytest.raises(config.ConfigError, match="is for encoded images"):
         data.open_data(settings(file, data__boxes="boxes.csv").data)

@@ -188,7 +188,7 @@ def test_odd_but_readable_files_are_converted_as_pillow_does():
 def test_unusable_files_are_named_and_replaced_by_the_next_example():
     reasons = []
     source = odd_source()
-    options = {"source": source, "most": 0.2, "on_bad": reasons.append}
+    options = {"source": source, "max_unusable": 0.2, "on_bad": reasons.append}
     replaced = joined(batches(4, **options))
     plain = joined(batches(4))
     assert len(reasons) == 6
