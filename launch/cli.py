@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from launch.parser import Parser
+from launch.parser import Parser, nearest
 
 PROGRAM = "cnn-depth"
 
@@ -121,11 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = words
     if name not in MODULES:
-        import difflib  # as `experiments.text.nearest` does it, without importing that package
-
-        near = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(VERBS)}."
-        return _fail(f"there is no verb '{name}'; {hint}")
+        hint = nearest(name, VERBS) or f"; there are: {', '.join(VERBS)}."
+        return _fail(f"there is no verb '{name}'{hint}")
     return _run(name, rest)
 
 

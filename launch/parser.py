@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 
@@ -24,7 +25,7 @@ class Parser(argparse.ArgumentParser):
             if not word.startswith("-"):
                 self.error(f"unexpected argument {unknown[0]!r}")
             options = [option for action in self._actions for option in action.option_strings]
-            self.error(f"there is no option {word!r}" + _nearest(word, options))
+            self.error(f"there is no option {word!r}" + nearest(word, options))
         return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -33,14 +34,15 @@ class Parser(argparse.ArgumentParser):
         choice = re.fullmatch(r"(.*invalid choice: (.*)) \(choose from (.*)\)", message)
         if choice:
             names = [name.strip(" '") for name in choice[3].split(",")]
-            hint = _nearest(choice[2].strip("'"), names)
+            hint = nearest(choice[2].strip("'"), names)
             message = f"{choice[1]}{hint or ';'} known: {', '.join(names)}"
         elif not message.endswith("?"):
             message += f"; see `{self.prog} --help`"
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def _nearest(word: str, names: list[str]) -> str:
+def nearest(word: str, names: Iterable[str]) -> str:
+    """`; did you mean 'NAME'?` with the nearest name, dashes aside; '' without one."""
     import difflib  # as `experiments.text.nearest` does it, without importing that package
 
     bare = {name.lstrip("-"): name for name in names}

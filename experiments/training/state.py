@@ -84,7 +84,8 @@ class Training:
     curvature: levenberg_marquardt.Curvature | None = None  # measured where `sdlm` needs it
     position: int = 0  # steps dispatched so far
     seconds: float = 0.0  # of training, without compiling, testing and writing
-    # Two moments, as (position, seconds), that are RECENT_SECONDS apart; the later one is the last.
+    # (position, seconds) at two moments: the later is taken anew each RECENT_SECONDS, and becomes
+    # the earlier one, from which the recent rate is counted.
     marks: tuple[tuple[int, float], tuple[int, float]] = ((0, 0.0), (0, 0.0))
     wait_seconds: float = 0.0  # of a step, for its data: a running mean
     step_seconds: float = 0.0  # of a step: a running mean
