@@ -6,6 +6,7 @@
 A row's runs that are not there, or were not tested as the row says, leave its cells empty.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -172,6 +173,7 @@ class _Reading:
             str, list[dict[str, Any]]
         ] = {}  # column -> figures of its head, seed by seed
         self.shown: dict[str, Head] = {}  # column -> one of its heads
+        self.unfinished: list[str] = []  # networks that need not be finished, with why
         self.located: list[ErrorRate] = []  # errors of merged boxes, seed by seed
         self.runs: dict[str, RunResult] = {}
         for seed, nets in row_runs.replicates.items():
@@ -181,7 +183,9 @@ class _Reading:
                 self.missing.append(str(error))
 
     def _read(self, seed: int, nets: tuple[tuple[runs.Run, ...], ...]) -> None:
-        trained = [run for members in nets for run in members if not self._never_gets_there(run)]
+        unfinished = self._need_no_end(nets)
+        self.unfinished += unfinished.values()
+        trained = [run for members in nets for run in members if run.id not in unfinished]
         for run in trained:
             if not run.read("result"):
                 raise runs.RunError(f"{run.id} is not trained")
@@ -227,11 +231,22 @@ class _Reading:
         else:
             self.located.append(merged.rate(LOCATED))
 
-    def _never_gets_there(self, run: runs.Run) -> bool:
-        """Whether its training diverged, where what counts is how soon an error is reached."""
-        if not isinstance(self.row.measured, EpochsRatio) or run.read("result"):
-            return False
-        return (run.read("failed") or {}).get("kind") == "diverged"
+    def _need_no_end(self, nets: tuple[tuple[runs.Run, ...], ...]) -> dict[str, str]:
+        """The runs that need not be finished: id -> its row, and why in words.
+
+        Where what counts is how soon an error is reached, these are those that diverged, and those
+        that another has outrun.
+        """
+        if not isinstance(self.row.measured, EpochsRatio):
+            return {}
+        epochs_of_run = outrun(self.row.measured, nets)
+        reasons = {}
+        for (run,), net in zip(nets, self.row.nets, strict=True):
+            if run.id in epochs_of_run:
+                reasons[run.id] = f"{net.row} ({epochs_of_run[run.id]:.3g} epochs)"
+            elif not run.read("result") and (run.read("failed") or {}).get("kind") == "diverged":
+                reasons[run.id] = f"{net.row} (diverged)"
+        return reasons
 
     def _saved(self, net: Net, run: runs.Run) -> Predictions:
         scales = scales_here(net, run.config().data.image_size, self.table.crop)
@@ -327,9 +342,8 @@ class _Reading:
             kinds: tuple[list[tuple[float, str]], ...] = ([], [])
             for k, ((run,), net) in enumerate(zip(members, self.row.nets, strict=True)):
                 if run.id in self.runs:
-                    epochs, errors = self.runs[run.id].curve("train_error")
-                    reached = epochs[errors < measured.error].tolist()
-                    kinds[k >= len(measured.slow)].extend((e, net.row) for e in reached[:1])
+                    reached = _reached(self.runs[run.id], measured.error)
+                    kinds[k >= len(measured.slow)].extend((e, net.row) for e in reached)
             fewest.append([min(kind) for kind in kinds if kind])
         return fewest
 
@@ -363,7 +377,8 @@ class _Reading:
                 for best in self._fewest(self.row.measured)
             ]
             error, by_seed = self.row.measured.error, "; ".join(filter(None, seeds))
-            return f"epochs to a training error below {error:g}%: {by_seed or 'never'}"
+            text = f"epochs to a training error below {error:g}%: {by_seed or 'never'}"
+            return "; not finished: ".join(filter(None, [text, ", ".join(self.unfinished)]))
         crop = next(iter(self.runs.values())).run["config"]["data"]["image_size"]
         pairs = [(net.protocol, scales_here(net, crop, self.table.crop)) for net in self.row.nets]
         return "; ".join(dict.fromkeys(" at ".join(filter(None, pair)) for pair in pairs))
@@ -382,6 +397,36 @@ class _Reading:
         order = np.argsort(test.ids)
         order = order[np.linspace(0, len(order) - 1, min(COMPARED, len(order))).astype(np.int64)]
         return test.ids[order], test.posteriors[order]
+
+
+def outrun(measured: EpochsRatio, nets: Sequence[tuple[runs.Run, ...]]) -> dict[str, float]:
+    """The unfinished runs that can't take the fewest epochs any more: id -> epochs trained.
+
+    In no more epochs, another learning rate of the same network has reached the error.
+
+    nets: the run of each of `measured.slow`, then of `measured.fast`.
+    """
+    slower = {}
+    for kind in (nets[: len(measured.slow)], nets[len(measured.slow) :]):
+        unfinished = [run for (run,) in kind if not (run.folder / "result.json").exists()]
+        reached: list[float] = []
+        for (run,) in kind:
+            if run not in unfinished:
+                with contextlib.suppress(OSError, ValueError, KeyError):  # said where it is read
+                    reached += _reached(read_run(run.folder), measured.error)
+        for run in unfinished if reached else ():
+            lines = [line for line in run.logged() if {"train_error", "epoch"} <= line.keys()]
+            error = min((line["train_error"] for line in lines), default=0.0)
+            if error >= measured.error and lines[-1]["epoch"] >= min(reached):
+                slower[run.id] = lines[-1]["epoch"]
+    return slower
+
+
+def _reached(run: RunResult, error: float) -> list[float]:
+    """The epochs to a training error (percent) below `error`, or nothing."""
+    epochs, errors = run.curve("train_error")
+    reached: list[float] = epochs[errors < error].tolist()
+    return reached[:1]
 
 
 def _of_heads(heads: Sequence[Mapping[str, Any]], kind: str) -> Measurement | None:

@@ -14,7 +14,7 @@ import ml_collections
 from experiments import config as configs
 from experiments.localisation import localised
 from experiments.papers.heads import Head, Sets
-from experiments.papers.measured import localisers_at, scales_here
+from experiments.papers.measured import localisers_at, outrun, scales_here
 from experiments.papers.table import (
     AfterEpochs,
     EpochsRatio,
@@ -48,6 +48,17 @@ class PlannedRow:
     def jobs(self) -> list[Job]:
         """Its jobs, without those that seed them."""
         return [job for nets in self.replicates.values() for members in nets for job in members]
+
+    @property
+    def needed(self) -> list[Job]:
+        """Its jobs, without those whose result can't change the row's figure any more."""
+        measured = self.row.measured
+        if not isinstance(measured, EpochsRatio):
+            return self.jobs
+        slower: set[str] = set()
+        for nets in self.replicates.values():
+            slower.update(outrun(measured, [(job.run,) for (job,) in nets]))
+        return [job for job in self.jobs if job.run.id not in slower]
 
 
 @dataclass
@@ -334,7 +345,7 @@ def merged(planned: Sequence[PlannedTable], selected_only: bool = True) -> dict[
     for table in planned:
         for row in table.rows:
             if row.selected or not selected_only:
-                for job in row.jobs:
+                for job in row.needed:
                     add(job)
     return jobs
 

@@ -283,7 +283,7 @@ def _needs(
         for number, nets in planned.replicates.items()
     }
     state, reason = ("ready", "") if planned.selected else ("on request", planned.request)
-    for job in planned.jobs:
+    for job in planned.needed:
         run_state = states[job.run.id]
         failed = reasons.get(job.run.id) or (
             run_state.reason if run_state.state == "failed" else ""

@@ -178,10 +178,47 @@ def test_fewest_epochs_to_an_error_are_compared(make):
     ratio, never = measured.measure(table(rows, column), "demo", "", row_runs).rows
     assert ratio.state == "measured"
     assert ratio.cells["ratio"].value == pytest.approx(6 / 2)
-    assert ratio.tested == "epochs to a training error below 25%: a 6, bb 2"
+    assert (
+        ratio.tested
+        == "epochs to a training error below 25%: a 6, bb 2; not finished: bbb (diverged)"
+    )
     assert never.cells == {}
     assert "5%" in never.reason
-    assert never.tested.endswith("never")
+    assert ": never;" in never.tested
+
+
+@pytest.mark.parametrize(
+    ("epochs", "error", "ended"),
+    [
+        pytest.param(3.0, 26.0, True, id="as many epochs as another, and not there"),
+        pytest.param(2.9, 26.0, False, id="fewer epochs than another"),
+        pytest.param(4.0, 24.0, False, id="there, and not stopped"),
+    ],
+)
+def test_trainings_that_another_has_outrun_need_not_be_finished(make, epochs, error, ended):
+    slow, _ = make("a", 0.2, curve=(80, 70, 60, 50, 40, 24, 20))
+    fast, _ = make("bb", 0.2, curve=(80, 60, 20, 10))
+    slower, _ = make("b", 0.2)
+    (slower.folder / "result.json").unlink()
+    lines = [{"step": 1, "epoch": 1.0, "train_error": 80.0, "train_loss": 1.0}]
+    lines.append({"step": 2, "epoch": epochs, "train_error": error, "train_loss": 1.0})
+    lines.append({"step": 2, "epoch": epochs, "test_top1_error": 10.0})
+    slower.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    measures = EpochsRatio((Net("a"),), (Net("b"), Net("bb")), 25.0)
+    row = Row("r", {"ratio": number(6.0)}, measures)
+    nets = ((slow,), (slower,), (fast,))
+    assert measured.outrun(measures, nets) == ({slower.id: epochs} if ended else {})
+    (result,) = measured.measure(
+        table([row], Column("ratio", "times", "times", "")), "demo", "", {"r": RowRuns({0: nets})}
+    ).rows
+    if ended:
+        assert result.cells["ratio"].value == pytest.approx(6 / 3)
+        assert result.tested.endswith("a 6, bb 3; not finished: b (3 epochs)")
+    else:
+        assert (result.state, result.cells) == ("not run", {})
+        assert f"{slower.id} is not trained" in result.reason
+    (fast.folder / "result.json").write_text("{")  # cut
+    assert measured.outrun(measures, nets) == {}
 
 
 def test_errors_after_some_epochs_are_those_that_the_training_logged(make):

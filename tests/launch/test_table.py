@@ -280,6 +280,23 @@ def test_plan_of_starred_nets_has_another_set_first(plan):
     assert sorted(pairs, key=str) == sorted(2 * chain + 5 * [("two_gpu", None)], key=str)
 
 
+def test_rates_that_another_has_outrun_are_not_trained_on(plan, tmp_path):
+    run_of_row = {run["row"]: run["id"] for run in plan("alexnet-relu")["runs"]}
+    epochs_of_row = {"tanh 0.01": 3.0, "tanh 0.001": 3.0, "tanh 0.003": 2.0, "relu 0.01": 4.0}
+    for row, epochs in epochs_of_row.items():
+        run = runs.Run(tmp_path / run_of_row[row])
+        run.folder.mkdir()
+        reached = row == "tanh 0.01"
+        line = {"step": 100, "epoch": epochs, "train_error": 20.0 if reached else 30.0}
+        run.metrics.write_text(json.dumps(line) + "\n")
+        if reached:
+            result = {"n": N, "top1_errors_count": 1, "steps": 100, "epochs": epochs, "depth": 4}
+            runs.write_json(run.folder / "run.json", {"config": {}})
+            runs.write_json(run.folder / "result.json", result | {"train_loss": 1.0})
+    left = {run["row"] for run in plan("alexnet-relu")["runs"]}
+    assert left == run_of_row.keys() - {"tanh 0.001"}
+
+
 def write_classes(root, names):
     """Five images in the folder of each class."""
     for name in names:
