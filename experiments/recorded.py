@@ -158,6 +158,7 @@ def latest_measured(table: str, paper: str, folder: Path) -> tuple[str, dict[str
     for path in reports:
         try:
             report = json.loads(path.read_text("utf-8"))
+            profile = str(report["profile"])
             cells = {
                 row["row"]: {key: cell["measured"] for key, cell in row["cells"].items()}
                 for row in report["rows"]
@@ -165,5 +166,5 @@ def latest_measured(table: str, paper: str, folder: Path) -> tuple[str, dict[str
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # cut, or of another version: the next `table` writes it anew
         if any(cell for row in cells.values() for cell in row.values()):
-            return str(report["profile"]), cells
+            return profile, cells
     return "", {}

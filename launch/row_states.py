@@ -19,7 +19,7 @@ from typing import Any
 from experiments.runs import state
 from experiments.runs.names import with_seed
 from experiments.runs.runs import Run, RunError, error_of
-from experiments.runs.state import ACTIVE, STATES, Look
+from experiments.runs.state import ACTIVE, STATES, RunFiles
 from experiments.text import clock, visible
 from launch.executors import squeue
 from launch.executors.squeue import Queued
@@ -106,47 +106,55 @@ def read(folder: Path) -> Rows:
             dirs = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
     except OSError as error:
         raise RunError(f"no runs can be read in '{folder}': {error.strerror}; see --runs") from None
-    looks = [
-        look for look in _look_at_all([Path(e.path) for e in dirs]) if "imported" not in look.about
+    files_of_runs = [
+        run_files
+        for run_files in _read_all([Path(e.path) for e in dirs])
+        if "imported" not in run_files.about
     ]
-    states, slurm = _stand_all(looks)
-    return Rows(folder, _in_order(states, {look.folder.name: look.made for look in looks}), slurm)
+    states, slurm = _stand_all(files_of_runs)
+    return Rows(
+        folder,
+        _in_order(states, {run_files.folder.name: run_files.made for run_files in files_of_runs}),
+        slurm,
+    )
 
 
 def of_runs(runs: Iterable[Run]) -> dict[str, RowState]:
     """How some runs stand, by run id; a run without a folder is `not run`."""
     folders = {run.id: run.folder for run in runs}
-    states, _ = _stand_all(_look_at_all(list(folders.values())))
+    states, _ = _stand_all(_read_all(list(folders.values())))
     missing = {i: RowState(f, "", i, 0, "not run") for i, f in folders.items() if i not in states}
     return {**states, **missing}
 
 
 def read_one(row: RowState) -> RowState:
     """The row as it stands now; its seeding run is not looked at."""
-    look = state.look(row.folder)
-    if look is None:
+    run_files = state.read_files(row.folder)
+    if run_files is None:
         return replace(row, state="lost", reason="its folder is gone")
-    states, _ = _stand_all([look])
+    states, _ = _stand_all([run_files])
     return states[row.run]
 
 
-def _stand_all(looks: Sequence[Look]) -> tuple[dict[str, RowState], str]:
+def _stand_all(files_of_runs: Sequence[RunFiles]) -> tuple[dict[str, RowState], str]:
     """How runs stand, by id, and `Rows.slurm`. Slurm is asked once, about the jobs of all users
     with rows that are not finished."""
     # A finished row may still be tested; its fresh progress says so.
     users = {
-        str(look.contents.get("job", {}).get("user") or user())
-        for look in looks
-        if look.job and ("result" not in look.contents or look.fresh)
+        str(run_files.contents.get("job", {}).get("user") or user())
+        for run_files in files_of_runs
+        if run_files.job and ("result" not in run_files.contents or run_files.fresh)
     }
     queue = squeue.recent_jobs(",".join(sorted(users))) if users else {}
     slurm = "not asked" if not users else "does not answer" if queue is None else "answered"
-    states = {look.folder.name: _stand(look, queue) for look in looks}
-    # A job may have ended between the look at its folder and the question to Slurm.
+    states = {run_files.folder.name: _stand(run_files, queue) for run_files in files_of_runs}
+    # A job may have ended between the reading of its folder and the question to Slurm.
     doubted = [
-        look.folder for look in looks if states[look.folder.name].state in ("lost", "interrupted")
+        run_files.folder
+        for run_files in files_of_runs
+        if states[run_files.folder.name].state in ("lost", "interrupted")
     ]
-    states |= {look.folder.name: _stand(look, queue) for look in _look_at_all(doubted)}
+    states |= {run_files.folder.name: _stand(run_files, queue) for run_files in _read_all(doubted)}
     return _with_blocked(_with_ends(states, queue or {})), slurm
 
 
@@ -158,10 +166,12 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
         return None
 
 
-def _look_at_all(folders: Sequence[Path]) -> list[Look]:
+def _read_all(folders: Sequence[Path]) -> list[RunFiles]:
     """What the folders of runs hold; other folders are left out."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return [look for look in pool.map(state.look, folders) if look is not None]
+        return [
+            run_files for run_files in pool.map(state.read_files, folders) if run_files is not None
+        ]
 
 
 def user() -> str:
@@ -173,49 +183,49 @@ def user() -> str:
         return str(os.getuid())
 
 
-def _stand(look: Look, queue: Mapping[str, Queued] | None) -> RowState:
+def _stand(run_files: RunFiles, queue: Mapping[str, Queued] | None) -> RowState:
     """How a run stands, whatever its seeding run does."""
     try:
-        return _stood(look, queue)
+        return _stood(run_files, queue)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{look.folder} has a JSON file that is not as it is written here: {error}"
-        return RowState(look.folder, "", look.folder.name, 0, "unreadable", reason)
+        reason = f"{run_files.folder} has a JSON file that is not as it is written here: {error}"
+        return RowState(run_files.folder, "", run_files.folder.name, 0, "unreadable", reason)
 
 
-def _stood(look: Look, queue: Mapping[str, Queued] | None) -> RowState:
+def _stood(run_files: RunFiles, queue: Mapping[str, Queued] | None) -> RowState:
     """`_stand` of a folder with well-formed files."""
-    name, reason = state.decide(look, queue)
-    about, progress = look.about, look.progress
-    silent = state.age(progress) if progress and progress.get("job") == look.job else 0.0
+    name, reason = state.decide(run_files, queue)
+    about, progress = run_files.about, run_files.progress
+    silent = state.age(progress) if progress and progress.get("job") == run_files.job else 0.0
     if name == "running" and not reason and silent > SILENT_SECONDS:
         reason = f"silent for {clock(silent)}"
-    queued = (queue or {}).get(look.job)
-    if queued is not None and state.left(look, queued):
+    queued = (queue or {}).get(run_files.job)
+    if queued is not None and state.left(run_files, queued):
         queued = None
     seeding = about.get("seed_from") or {}
     node = (queued.node if queued is not None else "") or str(progress.get("host") or "")
     row = RowState(
-        folder=look.folder,
+        folder=run_files.folder,
         study=visible(str(about.get("study") or "")),
-        row=visible(str(about.get("row") or about.get("name") or look.folder.name)),
+        row=visible(str(about.get("row") or about.get("name") or run_files.folder.name)),
         seed=int(about.get("seed") or 0),
         state=name,
         reason=visible(reason),
         node=visible(node),
-        job=look.job,
+        job=run_files.job,
         seeding_run=str(seeding.get("run") or ""),
         seeding_row=visible(str(seeding.get("row") or "")),
-        trained="result" in look.contents,
+        trained="result" in run_files.contents,
         created=str(about.get("created") or ""),
         in_slurm=queued is not None and queued.active,
-        unsure=queue is None and bool(look.job) and name in ("queued", "interrupted"),
+        unsure=queue is None and bool(run_files.job) and name in ("queued", "interrupted"),
     )
-    return replace(row, **_figures(look, name))
+    return replace(row, **_figures(run_files, name))
 
 
-def _figures(look: Look, name: str) -> dict[str, Any]:
+def _figures(run_files: RunFiles, name: str) -> dict[str, Any]:
     """Fields of a RowState such as step and loss, of a run in the state `name`."""
-    progress, result = look.progress, look.contents.get("result")
+    progress, result = run_files.progress, run_files.contents.get("result")
     if result is not None:
         return {
             "step": result.get("steps"),
@@ -227,8 +237,8 @@ def _figures(look: Look, name: str) -> dict[str, Any]:
             "doing": "testing" if name == "running" else "",
         }
     figures = progress
-    if not progress and "metrics.jsonl" in look.files:
-        logged = Run(look.folder).last_logged()
+    if not progress and "metrics.jsonl" in run_files.names:
+        logged = Run(run_files.folder).last_logged()
         figures = {"loss": logged.get("train_loss"), "error": logged.get("train_error"), **logged}
     fields: dict[str, Any] = {
         "step": figures.get("step"),
@@ -238,7 +248,7 @@ def _figures(look: Look, name: str) -> dict[str, Any]:
     }
     if name in ("running", "stopping"):
         eta = _number(progress.get("left"))
-        fields["doing"] = visible(str(progress.get("state") or "")) if look.fresh else ""
+        fields["doing"] = visible(str(progress.get("state") or "")) if run_files.fresh else ""
         fields["rate"] = _number(figures.get("images_per_s"))
         fields["left"] = eta if eta is None else max(0.0, eta - max(0.0, state.age(progress)))
     return fields

@@ -96,7 +96,7 @@ class Neighbours:
     """The nearest training images of some test images."""
 
     layer: str
-    of: int  # training images among which they were looked for
+    training_images: int  # among which they were looked for
     queries: np.ndarray  # (q,) ids
     ids: np.ndarray  # (q, k)
     distances: np.ndarray  # (q, k)

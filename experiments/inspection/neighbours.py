@@ -25,7 +25,7 @@ class Features:
     tested: np.ndarray  # (q, d) float32
     training_ids: np.ndarray  # (n,) int32, the images' places in the set, in order
     tested_ids: np.ndarray  # (q,) int32, in order
-    of: int  # training images of the set
+    training_images: int  # of the set
 
 
 def features(looking: Looking, also: np.ndarray) -> Features:

@@ -30,7 +30,7 @@ class Units:
 
     layer: str
     depth: int  # layers with weights up to it
-    of: int  # units that the layer has
+    layer_units: int  # that the layer has
     images: int  # looked at
     field: int  # side of the largest square of pixels that a response can depend on
     units: np.ndarray  # (u,) int32, their numbers
@@ -99,7 +99,7 @@ def _of_layer(
     return Units(
         layer=name,
         depth=layer.depth,
-        of=layer.shape[-1],
+        layer_units=layer.shape[-1],
         images=len(ids),
         field=int((field[:, 1] - field[:, 0]).max()),
         units=chosen.astype(np.int32),

@@ -1,4 +1,4 @@
-"""Heads on features that tables ask for: on which images, and what they were worth."""
+"""Heads on features that tables ask for: on which images, and what they came to."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,7 +31,7 @@ class Head:
     fingerprint: str  # of the set; '' where it is not at hand, and only its name is known
     how: HeadSettings
 
-    def worth(self) -> dict[str, Any] | None:
+    def result(self) -> dict[str, Any] | None:
         """The figures that are kept of it; None where it was not computed."""
         parts = protocols.resolve(self.protocol, self.runs[0].config(), self.scales)
         key = self.runs, self.layer, [part.name for part in parts]

@@ -208,17 +208,17 @@ class _Reading:
         self.runs.update({result.folder.name: result for result in results})
 
     def _read_heads(self, measured: Transferred, trained: Sequence[runs.Run]) -> None:
-        """What the heads of a seed were worth, column by column."""
+        """What the heads of a seed came to, column by column."""
         headers = {c.key: c.header.partition(",")[0] for c in self.table.columns}
         absent: dict[str, list[str]] = {}
         heads = self.sets.heads(measured, self.profile, trained, self.table.crop)
         for key, head in heads.items():
-            worth = head.worth() if isinstance(head, Head) else None
-            if worth is None or isinstance(head, str):
+            result = head.result() if isinstance(head, Head) else None
+            if result is None or isinstance(head, str):
                 why = head if isinstance(head, str) else self.sets.why_not(head)
                 absent.setdefault(why, []).append(headers[key])
             else:
-                self.heads.setdefault(key, []).append(worth)
+                self.heads.setdefault(key, []).append(result)
                 self.shown[key] = head
         self.missing += [f"{', '.join(columns)}: {why}" for why, columns in absent.items()]
 

@@ -192,7 +192,7 @@ class Table:
     rows: tuple[Row, ...]
     crop: int = 224  # the paper's, pixels; scales are in ratio to it
     notes: tuple[str, ...] = ()  # a line each, shown below
-    learnt: str = ""  # what the nets are trained on, where that is another set
+    trained_on: str = ""  # the set that the nets are trained on, where that is another set
     small: str = ""  # the study of the nets in other profiles than `paper`, where it is another
     # Studies with an argument `more`, the folder of another set -> its name in `table --sets`.
     more: Mapping[str, str] = field(default_factory=dict)

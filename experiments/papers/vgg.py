@@ -195,7 +195,7 @@ def _table10() -> Table:
 def _boxes_table(number: str, title: str, columns: tuple[Column, ...], rows: list[Row]) -> Table:
     table = _table(number, title, columns, rows)
     notes = BOX_NOTES[: 2 if number == "8" else None]
-    return replace(table, study=LOCALISATION, dataset=LOCATED, learnt=DATASET, notes=notes)
+    return replace(table, study=LOCALISATION, dataset=LOCATED, trained_on=DATASET, notes=notes)
 
 
 def _table11() -> Table:
@@ -217,7 +217,7 @@ def _table11() -> Table:
         table,
         dataset="VOC and Caltech",
         notes=TRANSFER_NOTES,
-        learnt=DATASET,
+        trained_on=DATASET,
         small="vgg_transfer",
     )
 

@@ -115,7 +115,7 @@ def codes_table(inspection: Inspection) -> Table | None:
         name="codes",
         origin=[
             f"{features.layer}: {d:,} features; {len(features.tested):,} test images against "
-            f"{n:,} of {features.of:,} training images."
+            f"{n:,} of {features.training_images:,} training images."
         ],
         legend=[
             f"Recall@{codes.NEIGHBOURS}: of an image's {codes.NEIGHBOURS} nearest training images "
@@ -246,9 +246,9 @@ def _units(inspection: Inspection, units: Units) -> Figure:
         axes[1].set_yticks((np.arange(u) + 0.5) * patch_cell - 0.5, [""] * u)
     axes[0].set_yticks((np.arange(u) + 0.5) * cell - 0.5, [f"unit {i}" for i in units.units])
     canvas.caption = (
-        f"Of each of {u} of the {units.of:,} units of {units.layer} (depth {units.depth}), the {k} "
-        f"of {units.images:,} test images with its largest responses, the largest first. Units are "
-        "those whose responses vary most over these images. "
+        f"Of each of {u} of the {units.layer_units:,} units of {units.layer} (depth {units.depth}),"
+        f" the {k} of {units.images:,} test images with its largest responses, the largest first. "
+        "Units are those whose responses vary most over these images. "
         + (
             f"The outline is all that the largest response depends on: {units.field}x{units.field} "
             "pixels, or less at the border."
@@ -294,8 +294,9 @@ def draw_nearest(inspection: Inspection) -> list[Figure]:
     panel_title(canvas.axes[0, 0], "image")
     panel_title(canvas.axes[0, 1], "nearest first")
     canvas.caption = (
-        f"Left: {q} test images. To the right of each, its {k} nearest of {nearest.of:,} training "
-        f"images by Euclidean distance of the features that the last layer sees, {nearest.layer}. "
+        f"Left: {q} test images. To the right of each, its {k} nearest of "
+        f"{nearest.training_images:,} training images by Euclidean distance of the features that "
+        f"the last layer sees, {nearest.layer}. "
         "Below each image its class, coloured where it is another than the left image's."
     )
     if inspection.several:

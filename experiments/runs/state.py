@@ -60,11 +60,11 @@ Queue = Mapping[str, ClusterJob]  # by job id
 
 
 @dataclass(frozen=True)
-class Look:
+class RunFiles:
     """What a run's folder holds at one moment."""
 
     folder: Path
-    files: frozenset[str]
+    names: frozenset[str]  # of its files
     locked: bool
     made: int = 0  # when run.json was written, in ns; orders runs created in the same second
     failed_at: float = 0.0  # when failed.json was written
@@ -95,7 +95,7 @@ class Look:
 
     @property
     def begun(self) -> bool:
-        return not self.files.isdisjoint(("progress.json", "metrics.jsonl"))
+        return not self.names.isdisjoint(("progress.json", "metrics.jsonl"))
 
 
 def age(content: Mapping[str, Any]) -> float:
@@ -104,7 +104,7 @@ def age(content: Mapping[str, Any]) -> float:
     return time.time() - timestamp if isinstance(timestamp, int | float) else math.inf
 
 
-def look(folder: Path) -> Look | None:
+def read_files(folder: Path) -> RunFiles | None:
     """Reads a run's folder; None if it is no run's."""
     try:
         files = frozenset(os.listdir(folder))
@@ -125,7 +125,7 @@ def look(folder: Path) -> Look | None:
             if content is not None:
                 contents[name] = content
     at_work = "result" not in contents or age(contents.get("progress", {})) < FRESH_SECONDS
-    return Look(
+    return RunFiles(
         folder,
         files,
         locked=at_work and "lock" in files and run.locked(),
@@ -145,47 +145,47 @@ def _written(path: Path) -> int:
 
 def of(run: Run) -> tuple[str, str]:
     """(state, reason) of a run by its folder alone, as if no cluster had a job of it."""
-    snapshot = look(run.folder)
-    return ("not run", "") if snapshot is None else decide(snapshot, {})
+    run_files = read_files(run.folder)
+    return ("not run", "") if run_files is None else decide(run_files, {})
 
 
-def decide(snapshot: Look, queue: Queue | None) -> tuple[str, str]:
+def decide(run_files: RunFiles, queue: Queue | None) -> tuple[str, str]:
     """(state, reason). queue: the cluster's jobs, None where it does not answer."""
-    if snapshot.broken:
-        return "unreadable", snapshot.broken
+    if run_files.broken:
+        return "unreadable", run_files.broken
     try:
-        return _decide(snapshot, queue)
+        return _decide(run_files, queue)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"{snapshot.folder} has a JSON file that is not as it is written here: {error}"
+        reason = f"{run_files.folder} has a JSON file that is not as it is written here: {error}"
         return "unreadable", reason
 
 
-def _decide(snapshot: Look, queue: Queue | None) -> tuple[str, str]:
-    if "imported" in snapshot.about:
+def _decide(run_files: RunFiles, queue: Queue | None) -> tuple[str, str]:
+    if "imported" in run_files.about:
         return "imported", ""
-    job = (queue or {}).get(snapshot.job)
-    if job is not None and left(snapshot, job):
+    job = (queue or {}).get(run_files.job)
+    if job is not None and left(run_files, job):
         job = None
     # A process of another machine is known by its progress only.
     elsewhere = (
-        snapshot.fresh and snapshot.progress.get("host") != socket.gethostname() and job is None
+        run_files.fresh and run_files.progress.get("host") != socket.gethostname() and job is None
     )
-    in_reach = not snapshot.job or queue is None  # else Slurm would know of a process that goes on
-    if "result" in snapshot.contents:
-        return _trained(snapshot, job, elsewhere and in_reach)
-    failed = snapshot.contents.get("failed")
+    in_reach = not run_files.job or queue is None  # else Slurm would know of a process that goes on
+    if "result" in run_files.contents:
+        return _trained(run_files, job, elsewhere and in_reach)
+    failed = run_files.contents.get("failed")
     # A run that is tried again keeps its failed.json until its training begins.
-    tried = snapshot.locked or (job is not None and (job.waiting or job.running))
-    tried = tried or (elsewhere and snapshot.progress["time"] > snapshot.failed_at)
+    tried = run_files.locked or (job is not None and (job.waiting or job.running))
+    tried = tried or (elsewhere and run_files.progress["time"] > run_files.failed_at)
     if failed is not None and not tried:
         return "failed", str(failed.get("reason") or "")
-    cancelled = snapshot.contents.get("cancelled")
+    cancelled = run_files.contents.get("cancelled")
     if cancelled is not None:
-        late = elsewhere and in_reach and snapshot.progress["time"] > (cancelled.get("time") or 0)
-        alive = snapshot.locked or late or (job is not None and job.active)
+        late = elsewhere and in_reach and run_files.progress["time"] > (cancelled.get("time") or 0)
+        alive = run_files.locked or late or (job is not None and job.active)
         reason = f"by {cancelled['by']}" if cancelled.get("by") else ""
         return ("stopping" if alive else "cancelled"), reason
-    if snapshot.locked:
+    if run_files.locked:
         return "running", ""
     if job is not None and job.waiting:
         return "queued", job.reason or job.state.lower().replace("_", " ")
@@ -195,43 +195,44 @@ def _decide(snapshot: Look, queue: Queue | None) -> tuple[str, str]:
         return "stopping", "its Slurm job is ending"
     if elsewhere:
         return "running", ""
-    if not snapshot.job:
-        return ("interrupted" if snapshot.begun else "not run"), ""
+    if not run_files.job:
+        return ("interrupted" if run_files.begun else "not run"), ""
     if queue is None:
-        if not snapshot.begun:
+        if not run_files.begun:
             return "queued", "Slurm does not answer here"
-        host = f" on {snapshot.progress['host']}" if snapshot.progress.get("host") else ""
+        host = f" on {run_files.progress['host']}" if run_files.progress.get("host") else ""
         return "interrupted", f"last heard of{host}; Slurm does not answer here"
     return "lost", "its Slurm job is gone"
 
 
-def left(snapshot: Look, job: ClusterJob) -> bool:
+def left(run_files: RunFiles, job: ClusterJob) -> bool:
     """Whether a job of several runs is through with this one, and goes on with the others.
 
     A job that still waits is through with a cancelled run: it will not train it.
     """
-    packed = (snapshot.contents.get("job") or {}).get("packed", 1) > 1
-    if packed and job.waiting and not snapshot.locked:
-        return "cancelled" in snapshot.contents
-    if not packed or not job.running or snapshot.locked:
+    packed = (run_files.contents.get("job") or {}).get("packed", 1) > 1
+    if packed and job.waiting and not run_files.locked:
+        return "cancelled" in run_files.contents
+    if not packed or not job.running or run_files.locked:
         return False
-    if (snapshot.contents.get("failed") or {}).get("kind") == "lost":
+    if (run_files.contents.get("failed") or {}).get("kind") == "lost":
         return True
     marks = ("result", "failed", "cancelled")
     ended = (
-        snapshot.progress.get("state") == "ended" and snapshot.progress.get("job") == snapshot.job
+        run_files.progress.get("state") == "ended"
+        and run_files.progress.get("job") == run_files.job
     )
-    return ended and any(mark in snapshot.contents for mark in marks)
+    return ended and any(mark in run_files.contents for mark in marks)
 
 
-def _trained(snapshot: Look, job: ClusterJob | None, elsewhere: bool) -> tuple[str, str]:
+def _trained(run_files: RunFiles, job: ClusterJob | None, elsewhere: bool) -> tuple[str, str]:
     """(state, reason) of a run whose training has ended; its tests may not have."""
-    testing = snapshot.progress.get("state") == "testing"
-    if snapshot.locked or (testing and elsewhere) or (job is not None and job.running):
+    testing = run_files.progress.get("state") == "testing"
+    if run_files.locked or (testing and elsewhere) or (job is not None and job.running):
         return "running", ""
     if job is not None and job.waiting:
         return "queued", "its tests"
-    untested = snapshot.contents.get("untested")
+    untested = run_files.contents.get("untested")
     if untested is not None:
         return "failed", f"trained, but not tested: {untested.get('reason') or ''}"
     return "finished", ""

@@ -227,13 +227,13 @@ class _Shard(NamedTuple):
 
     part: str
     number: int
-    of: int
+    shards: int  # of the part
     start: int
     stop: int
 
     @property
     def file(self) -> str:
-        return layout.shard_file(self.part, self.number, self.of)
+        return layout.shard_file(self.part, self.number, self.shards)
 
     @property
     def note(self) -> str:

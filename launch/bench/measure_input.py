@@ -169,7 +169,7 @@ class Images:
     files: tuple[str, ...]  # the copies
     sizes: tuple[tuple[int, int], ...]  # (height, width)
     mean_bytes: float
-    of: int  # images of the whole set
+    set_images: int  # of the whole set
     left_out: int  # images tried that are damaged or no plain JPEG
     pixels: Path  # where decoded shards of them lie, twice: `pixels`, and `disk` for `OffDisk`
 
@@ -178,7 +178,7 @@ class Images:
             "path": self.path,
             "made": self.path is None,
             "images": len(self.files),
-            "of": self.of,
+            "of": self.set_images,
             "left_out": self.left_out,
             "mean_bytes": self.mean_bytes,
             "mean_height": float(np.mean([height for height, _ in self.sizes])),
@@ -190,7 +190,7 @@ class Images:
         kind = (
             f"{fields['images']} made images" if self.path is None else f"{fields['images']} JPEGs"
         )
-        where = "" if self.path is None else f" of {self.of:,} in {self.path}"
+        where = "" if self.path is None else f" of {self.set_images:,} in {self.path}"
         odd = f"; {self.left_out} left out (damaged, or no plain JPEG)" if self.left_out else ""
         return (
             f"{kind}{where}, {fields['mean_width']:.0f}x{fields['mean_height']:.0f} pixels and "
@@ -239,7 +239,7 @@ def gather(path: str | None, scratch: Path) -> Images:
         files=tuple(files),
         sizes=tuple(sizes),
         mean_bytes=mean_bytes,
-        of=len(source),
+        set_images=len(source),
         left_out=len(places) - len(usable),
         pixels=scratch / "decoded",
     )

@@ -240,13 +240,13 @@ def _obstacle(run: Run, name: str, slurm_jobs: Mapping[str, Queued]) -> str:
 
 def queued_as(run: Run, slurm_jobs: Mapping[str, Queued]) -> str:
     """The id of the job that will train a run; '' if there is none."""
-    look = state.look(run.folder)
-    if look is None or look.job not in slurm_jobs or "cancelled" in look.contents:
+    run_files = state.read_files(run.folder)
+    if run_files is None or run_files.job not in slurm_jobs or "cancelled" in run_files.contents:
         return ""
-    is_over = not (slurm_jobs[look.job].waiting or slurm_jobs[look.job].running)
+    is_over = not (slurm_jobs[run_files.job].waiting or slurm_jobs[run_files.job].running)
     # A job of several runs goes on when one of them has failed.
-    is_over = is_over or (look.contents.get("job") or {}).get("packed", 1) > 1
-    return "" if is_over and "failed" in look.contents else look.job
+    is_over = is_over or (run_files.contents.get("job") or {}).get("packed", 1) > 1
+    return "" if is_over and "failed" in run_files.contents else run_files.job
 
 
 def _arrays(

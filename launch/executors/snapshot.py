@@ -20,7 +20,7 @@ from pathlib import Path
 
 from experiments.runs import runs
 from experiments.runs.runs import Run
-from experiments.runs.state import look
+from experiments.runs.state import read_files
 
 PACKAGES = ("cnn_arch", "experiments", "input_pipeline", "launch")
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds them
@@ -104,8 +104,8 @@ def clean(folder: Path, queued: Collection[str]) -> None:
         return
     needed = set()
     for file in folder.glob("*/job.json"):
-        run_look = look(file.parent)
-        job = {} if run_look is None else run_look.contents.get("job", {})
+        run_files = read_files(file.parent)
+        job = {} if run_files is None else run_files.contents.get("job", {})
         if job.get("code") and (job.get("job") in queued or not Run(file.parent).trained):
             needed.add(job["code"])
     for path in stale:

@@ -95,7 +95,7 @@ def plan(
         for net in () if args.profile in row.row.not_in else row.row.nets:
             study = table.study_of(net, args.profile)
             some_classes = args.profile != "paper" and study == table.small
-            key = (study, table.learnt or table.dataset, some_classes)
+            key = (study, table.trained_on or table.dataset, some_classes)
             first_set = table.more.get(study, "")
             net_sources.append((net, sources.setdefault(key, _Source(*key, args, first_set))))
         return net_sources
@@ -122,7 +122,7 @@ def plan(
     if refused and not any(row.selected for row, _ in rows_of_tables):
         raise configs.ConfigError(refused[0])
     for planned_table in planned:
-        dataset = planned_table.table.learnt or planned_table.table.dataset
+        dataset = planned_table.table.trained_on or planned_table.table.dataset
         dataset_sources = [source for source in sources.values() if source.dataset == dataset]
         planned_table.assumed.update(*(source.assumed for source in dataset_sources))
     return planned

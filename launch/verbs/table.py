@@ -167,7 +167,7 @@ def _learn_heads(
     from launch.planning import table_plan
 
     missing = [
-        head for head in table_plan.heads(planned, args.profile, sets) if head.worth() is None
+        head for head in table_plan.heads(planned, args.profile, sets) if head.result() is None
     ]
     if missing:
         text = f"{numbered(len(missing), 'head')} on features to learn, one after the other"

@@ -149,7 +149,7 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
     from rich.console import Console
 
     from experiments.runs import runs
-    from experiments.transfer import made, result_store, transfer
+    from experiments.transfer import head_run, result_store, transfer
 
     settings = transfer.HeadSettings(
         head=args.head,
@@ -183,9 +183,9 @@ def _learn(args: argparse.Namespace) -> tuple[list[Result], list[Run], str]:
         tell = progress(screen, subject.run.id, subject.layer(request.layer))
         result = result_store.learn([(subject, request)], settings, tell)
         results.append(result)
-        reason = made.why_not(subject, result)
+        reason = head_run.why_not(subject, result)
         if not reason:
-            runs_made.append(made.make(subject, result, runs.root(args.runs)))
+            runs_made.append(head_run.make(subject, result, runs.root(args.runs)))
     return results, runs_made, reason
 
 
@@ -230,7 +230,7 @@ def _tune_head(
     from rich.console import Console
 
     from experiments.runs import runs
-    from experiments.transfer import finetune, made
+    from experiments.transfer import finetune, head_run
     from experiments.transfer.features import FeatureRequest
     from experiments.transfer.transfer import Scaled, targets_of
     from launch.console import SOON_SECONDS, at_times
@@ -261,7 +261,7 @@ def _tune_head(
         precision=args.precision,
     )
     result = replace(result, layer=features.layer, heads=(Scaled(head, "none", 1.0),))
-    return result, made.make(subject, result, runs.root(args.runs))
+    return result, head_run.make(subject, result, runs.root(args.runs))
 
 
 def _train(

@@ -166,7 +166,7 @@ def test_units_are_excited_most_by_these_images(looking, network, pictures):
         responses = flat.max(axis=1)
         varied = np.argsort(-responses.var(axis=0))[:3]
         assert result.units.tolist() == sorted(varied)
-        assert (result.of, result.images) == (outputs.shape[-1], TEST)
+        assert (result.layer_units, result.images) == (outputs.shape[-1], TEST)
         for row, unit in enumerate(result.units):
             order = np.argsort(-responses[:, unit])[: units.IMAGES]
             assert result.ids[row].tolist() == ids[order].tolist()
@@ -248,7 +248,7 @@ def test_large_sets_are_not_seen_whole_unless_they_are_kept(looking, monkeypatch
     assert some.tested_ids.tolist() == complete.tested_ids.tolist()
     np.testing.assert_allclose(some.training, complete.training[some.training_ids], rtol=1e-5)
     np.testing.assert_allclose(some.tested, complete.tested, rtol=1e-5)
-    assert (some.of, complete.of) == (TRAIN, TRAIN)
+    assert (some.training_images, complete.training_images) == (TRAIN, TRAIN)
 
 
 @pytest.fixture

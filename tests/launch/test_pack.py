@@ -197,14 +197,14 @@ def test_state_of_a_run_whose_job_goes_on_with_others(tmp_path):
     run = create(tmp_path, 0)
     queue = {JOB: Queued(JOB, "RUNNING", "n1", "", "")}
     write_json(run.folder / "failed.json", {"reason": "NaN"})
-    look = state.look(run.folder)
-    assert state.decide(look, queue)[0] == "running"  # a failed run that is tried again
+    run_files = state.read_files(run.folder)
+    assert state.decide(run_files, queue)[0] == "running"  # a failed run that is tried again
     progress = {"state": "ended", "job": JOB, "time": time.time(), "host": "n1"}
     write_json(run.folder / "progress.json", progress)
-    assert state.decide(state.look(run.folder), queue) == ("failed", "NaN")
+    assert state.decide(state.read_files(run.folder), queue) == ("failed", "NaN")
     assert backend.queued_as(run, queue) == ""  # it can be submitted again
     write_json(run.folder / "job.json", {"backend": "slurm", "job": JOB, "packed": 1})
-    assert state.decide(state.look(run.folder), queue)[0] == "running"
+    assert state.decide(state.read_files(run.folder), queue)[0] == "running"
     assert backend.queued_as(run, queue) == JOB
 
 
@@ -253,7 +253,7 @@ def test_cancelled_run_of_a_job_that_waits_is_cancelled_at_once(tmp_path, monkey
     assert not ended  # the job still is to do the other run
     assert backend.queued_as(first, queue) == ""  # it can be submitted again
     with first.lock():  # by hand, on this machine
-        assert state.decide(state.look(first.folder), queue)[0] == "stopping"
+        assert state.decide(state.read_files(first.folder), queue)[0] == "stopping"
     assert cancel_one(second) == {first.id: "cancelled", second.id: "cancelled"}
     assert ended == [JOB]  # nothing is left for it to do
 

@@ -120,7 +120,7 @@ def shown(trained, sets, profile, row_runs=None):
 
 def learn(*needed):
     """Learns heads, unless a test before has."""
-    assert not heads.run([head for head in needed if head.worth() is None])
+    assert not heads.run([head for head in needed if head.result() is None])
 
 
 def of_row(sets, profile, trained):
@@ -156,18 +156,19 @@ def test_a_tables_head_is_that_of_transfer(trained, folder, call):
 
 def test_heads_are_computed_in_a_process_and_features_once(trained):
     together = of_row(Sets(), "demo", trained)[OWN]
+    learn(together)
     alone = replace(together, runs=together.runs[:1])
     too_few = replace(alone, how=replace(alone.how, train_per_class=1000))
     features = {
         p: p.stat().st_mtime_ns for run in trained for p in run.folder.glob("features/*.npy")
     }
     assert len(features) == 4
-    assert alone.worth() is None
+    assert alone.result() is None
     errors = heads.run([too_few, alone])
     assert list(errors) == [too_few]  # the next one is not kept from its turn
     assert "has 20 images; expected" in errors[too_few]
     assert {p: p.stat().st_mtime_ns for p in features} == features
-    assert alone.worth()["run"] == trained[0].id
+    assert alone.result()["run"] == trained[0].id
     rows = shown(trained, Sets(), "demo")
     assert {row.state for row in rows.values()} == {"measured"}
     assert rows["a"].costs["depth"] == 8
@@ -187,8 +188,8 @@ def test_several_seeds_are_averaged_over_their_splits(trained):
     row = shown(trained, Sets(), "demo", seeds)["a"]
     means = []
     for run in trained:
-        worth = replace(head, runs=(run,)).worth()
-        means.append(np.mean([split["mean_class_recall"] for split in worth["splits"]]))
+        result = replace(head, runs=(run,)).result()
+        means.append(np.mean([split["mean_class_recall"] for split in result["splits"]]))
     cell = row.cells[OWN]
     assert (cell.seeds, cell.value) == (2, pytest.approx(np.mean(means)))
     assert cell.deviation == pytest.approx(np.std(means, ddof=1))
@@ -214,7 +215,7 @@ def test_the_papers_sets_are_measured_and_known_again_without_them(trained, sets
     assert (row.state, row.reason) == ("measured", "")
     voc, caltech = row.cells[VOC], row.cells[CALTECH]
     assert (voc.n, voc.low, voc.interval, voc.deviation) == (24, None, "", None)
-    splits = by_column[CALTECH].worth()["splits"]
+    splits = by_column[CALTECH].result()["splits"]
     assert [(s["train"], s["test"]) for s in splits] == [(9, 11)] * 2  # 3, 4 and 4 of 6, 7 and 8
     assert (caltech.n, caltech.deviation is not None) == (11, True)
     assert shown(trained, Sets(), "paper")["a & b"].cells == row.cells
