@@ -365,23 +365,25 @@ def _job(
     changes = {key: value for key, value in changes.items() if _at(config, key) != value}
     if changes:  # a copy takes time, which a sweep of a thousand rows would notice
         config = configs.override(config, changes, row)
-    images = (find or images_of)(config)
-    job = Job(
-        study=study.name,
-        row=row,
-        run=runs.run_of(config, images.fingerprint, folder),
-        config=config,
-        seeding=seeding,
-        steps=data.total_steps(config, images.train),
-        data=images,
-    )
-    if check:
-        try:
+    try:
+        images = (find or images_of)(config)
+        job = Job(
+            study=study.name,
+            row=row,
+            run=runs.run_of(config, images.fingerprint, folder),
+            config=config,
+            seeding=seeding,
+            steps=data.total_steps(config, images.train),
+            data=images,
+        )
+        if check:
             _check(job, seeding_run if seeding is None else None)
-        except (cnn_arch.ArchitectureError, configs.ConfigError) as error:
-            if row not in {study_row.name for study_row in study.rows}:  # its config alone
-                raise
-            raise type(error)(f"{study.name}, row {row!r}: {error}") from error
+    except (cnn_arch.ArchitectureError, configs.ConfigError, DataError) as error:
+        overrides = next((r.overrides for r in study.rows if r.name == row), None)
+        own_data = any(key.startswith("data.") for key in overrides or ())
+        if overrides is None or (isinstance(error, DataError) and not own_data):
+            raise  # of the config alone, or of images that all rows have
+        raise type(error)(f"{study.name}, row {row!r}: {error}") from error
     return job
 
 

@@ -308,6 +308,20 @@ def test_an_error_names_the_row_of_a_network_that_cannot_be(study, tmp_path, cal
         assert message in err
 
 
+def test_an_error_of_data_names_the_row_whose_data_it_is(study, tmp_path, call):
+    words = (study, "--runs", tmp_path / "runs", "--rows", "shallow")
+    here, gone = tmp_path / "here.npz", tmp_path / "gone.npz"
+    np.savez(here, **noise(80, 20, (8, 8), 7))
+    words += ("--set", "data.name=npz")
+    status, _, err = call("report", *words, "--grid", f"data.path={here},{gone}")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"cnn-depth: error: tiny, row 'shallow, path={gone}': ")
+    status, _, of_all_rows = call("report", *words, "--set", f"data.path={gone}")
+    assert (status, of_all_rows.count("\n")) == (2, 1)
+    assert f"{gone}" in of_all_rows
+    assert "row" not in of_all_rows
+
+
 def test_reasons_of_seeds_name_them(study, tmp_path, told):
     words = (study, "--runs", tmp_path / "runs", "--rows", "shallow", "--seeds", "3")
     folder = tmp_path / "runs"
