@@ -10,6 +10,7 @@ import io
 import json
 import struct
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -86,6 +87,18 @@ def test_array_records_are_read_without_tensorflow(prepared):
     assert_is_the_set(load("cifar10", path=prepared))
     if importlib.util.find_spec("tensorflow") is None:
         assert "tensorflow" not in sys.modules
+
+
+def test_a_prepared_set_leaves_nothing_in_the_temporary_folder(prepared, tmp_path, monkeypatch):
+    """A set that is not prepared does, see findings/tfds_builder_leaves_a_temporary_folder.sh."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    assert_is_the_set(load("cifar10", path=prepared))
+    assert not must_be_downloaded("cifar10", prepared)
+    assert list(temporary.iterdir()) == []
+    assert must_be_downloaded("cifar10", tmp_path / "elsewhere")
+    assert [p.name.endswith("tfds") for p in temporary.iterdir()] == [True]
 
 
 def test_second_load_reads_the_decoded_arrays(prepared, monkeypatch):
