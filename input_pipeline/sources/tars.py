@@ -34,6 +34,7 @@ from input_pipeline.sources.source import (
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 EXPECTED = "{root}/" + TRAIN_TAR + " and {root}/" + VAL_TAR
+BETWEEN_UPDATES = 2**24  # bytes read between two updates of the progress
 
 
 class TarSource(Source):
@@ -66,22 +67,14 @@ class TarSource(Source):
 
 
 def open_ilsvrc(root: Path, on_progress: Progress | None) -> ImageSet:
-    """The set in the folder `root`. on_progress: of bytes, while tars are read. DataError."""
+    """The set in the folder `root`. on_progress: of a tar's bytes, while it is read. DataError."""
     train_file, val_file = root / TRAIN_TAR, root / VAL_TAR
     for file in (train_file, val_file):
         if not file.is_file():
             raise DataError(f"{file} does not exist; expected ILSVRC-2012's original tars")
-    bytes_read, total_bytes = 0, sum(file.stat().st_size for file in (train_file, val_file))
-
-    def add_progress(size: int) -> None:
-        nonlocal bytes_read
-        bytes_read += size
-        if on_progress is not None:
-            on_progress(bytes_read, total_bytes)
-
     with as_data_errors(train_file):
         arrays = of_files(
-            "tar of tars", [train_file], lambda: _walk_nested(train_file, add_progress)
+            "tar of tars", [train_file], lambda: _walk_nested(train_file, on_progress)
         )
     folders = [str(name) for name in arrays["folders"]]
     check_classes(train_file, folders, arrays["counts"])
@@ -90,7 +83,7 @@ def open_ilsvrc(root: Path, on_progress: Progress | None) -> ImageSet:
     train_digest = train.digest(arrays["hashes"])
     train_source = TarSource(train_file, train, arrays, inner=folders)
     with as_data_errors(val_file):
-        arrays = of_files("tar of images", [val_file], lambda: _walk_flat(val_file, add_progress))
+        arrays = of_files("tar of images", [val_file], lambda: _walk_flat(val_file, on_progress))
     names = list(names_of(arrays))
     labels = flat_labels(val_file, names, [root], folders)
     order = np.argsort(labels, kind="stable")
@@ -106,7 +99,7 @@ def open_ilsvrc(root: Path, on_progress: Progress | None) -> ImageSet:
     )
 
 
-def _walk_nested(file: Path, progress: Callable[[int], None]) -> Arrays:
+def _walk_nested(file: Path, on_progress: Progress | None) -> Arrays:
     """The images of a tar whose members are tars, one a class, named after it.
 
     The arrays of `_walk_flat` of all classes, joined, and of each class its name, `folders` (K,)
@@ -131,8 +124,7 @@ def _walk_nested(file: Path, progress: Callable[[int], None]) -> Arrays:
                 images = [
                     (name, member.offset_data + start, size) for name, start, size in _images(inner)
                 ]
-            arrays_of[folder] = _arrays(stream, images)
-            progress(member.size)
+            arrays_of[folder] = _arrays(stream, images, on_progress)
     folders = sorted(arrays_of)
     by_class = [_arrays(stream, []), *(arrays_of[name] for name in folders)]
     names = Names.join([names_of(arrays) for arrays in by_class])
@@ -141,7 +133,7 @@ def _walk_nested(file: Path, progress: Callable[[int], None]) -> Arrays:
     return joined | {"ends": names.ends, "folders": np.array(folders, "U"), "counts": counts}
 
 
-def _walk_flat(file: Path, progress: Callable[[int], None]) -> Arrays:
+def _walk_flat(file: Path, on_progress: Progress | None) -> Arrays:
     """The images of a tar, sorted by name, as arrays.
 
     `names` are bytes, which end at `ends` (N,); `offsets` and `sizes` are (N,) int64; `hashes`, of
@@ -150,9 +142,7 @@ def _walk_flat(file: Path, progress: Callable[[int], None]) -> Arrays:
     with file.open("rb") as stream:
         with whole_tar(stream, str(file)) as tar:
             images = list(_images(tar))
-        arrays = _arrays(stream, images)
-    progress(file.stat().st_size)
-    return arrays
+        return _arrays(stream, images, on_progress)
 
 
 def members(
@@ -171,10 +161,7 @@ def members(
                     for member in tar
                     if member.isreg() and is_wanted(member.name)
                 ]
-            arrays = _arrays(stream, files)
-        if on_progress is not None:
-            on_progress(file.stat().st_size, file.stat().st_size)
-        return arrays
+            return _arrays(stream, files, on_progress)
 
     with as_data_errors(file):
         arrays = of_files(f"tar of {kind}", [file], build)
@@ -215,10 +202,18 @@ def _images(tar: tarfile.TarFile) -> Iterator[tuple[bytes, int, int]]:
             yield name, member.offset_data, member.size
 
 
-def _arrays(stream: IO[bytes], images: list[tuple[bytes, int, int]]) -> Arrays:
-    hashes = {}
+def _arrays(
+    stream: IO[bytes],
+    images: list[tuple[bytes, int, int]],
+    on_progress: Progress | None = None,
+) -> Arrays:
+    """The arrays of `_walk_flat`. on_progress: of the bytes of the whole tar, in its order."""
+    hashes, shown = {}, 0
     for _, offset, size in sorted(images, key=lambda image: image[1]):  # in their order on the disk
         hashes[offset] = contents.of_bytes(os.pread(stream.fileno(), size, offset))
+        if on_progress is not None and offset + size >= shown + BETWEEN_UPDATES:
+            shown = offset + size
+            on_progress(shown, os.fstat(stream.fileno()).st_size)
     images = sorted(images)
     names = Names.of(name for name, _, _ in images)
     hashed = b"".join(hashes[offset] for _, offset, _ in images)
