@@ -61,6 +61,12 @@ def text(cell: Mapping[str, Any] | None, digits: int = 2) -> str:
     return figure
 
 
+def lengths(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The epochs that recorded runs took: `20`, or `5.1 to 16.1` where they differ."""
+    epochs = sorted(run["result"]["epochs"] for run in runs)
+    return " to ".join(dict.fromkeys(f"{length:.3g}" for length in (epochs[0], epochs[-1])))
+
+
 def record(result: TableResult, rows: Sequence[str]) -> dict[str, str]:
     """Records the rows of these names that are measured: row -> '' or why not.
 

@@ -77,7 +77,7 @@ class Watch:
                 self.remaining.begin(job.run.id)
             elif kind == "progress":
                 self.remaining.tell(job.run.id, event["left"])
-            elif kind in ("finished", "failed", "blocked"):
+            elif kind in ("finished", "failed", "blocked", "ended"):
                 self.remaining.end(job.run.id, finished=kind == "finished")
         getattr(self, "_" + kind)(job, event)
         if not self.console.is_terminal and time.monotonic() - self.line_time > WHOLE_SECONDS:
@@ -166,6 +166,9 @@ class Watch:
 
     def _blocked(self, job: Job, event: dict[str, Any]) -> None:
         self._close(job, f"not run: {event['reason']}")
+
+    def _ended(self, job: Job, event: dict[str, Any]) -> None:
+        self._close(job, f"ended: {event['reason']}")
 
     def _close(self, job: Job, outcome: str) -> None:
         self.ended += 1

@@ -57,7 +57,13 @@ def _document(table: PaperTable, folder: Path) -> dict[str, Any]:
             }
             printed, own_cells = {}, {}  # in the row's first line only
             rows.append(
-                {"row": row.name, "profile": profile, "cells": cells, "runs": entry["runs"]}
+                {
+                    "row": row.name,
+                    "profile": profile,
+                    "tested": entry.get("tested", ""),
+                    "cells": cells,
+                    "runs": entry["runs"],
+                }
             )
     return {
         "table": table.name,
@@ -115,11 +121,14 @@ def _how(row: dict[str, Any]) -> str:
     runs = row["runs"]
     result, config = runs[0]["result"], runs[0]["config"]
     commits = dict.fromkeys(s["versions"].get("commit") for run in runs for s in run["starts"])
-    seeds = ", ".join(str(run["seed"]) for run in runs)
+    seeds = ", ".join(dict.fromkeys(str(run["seed"]) for run in runs))
     hours = sum(run["result"].get("seconds", 0) for run in runs) / 3600
+    # Of nets that are compared by how long they train, the figure is of the lengths.
+    of_lengths = len({run["row"] for run in runs}) > 1
     return (
         f"{row['row']}, profile {row['profile']}: {result['data']} at {config['data.image_size']} "
-        f"pixels, {result['epochs']:g} epochs of batches of {config['train.batch_size']}; "
+        f"pixels, {recorded.lengths(runs)} epochs of batches of {config['train.batch_size']}; "
+        f"{row['tested'] + '; ' if of_lengths else ''}"
         f"n = {result['n']:,}; seed {seeds}; {result['devices']}, {hours:.1f} hours in all; "
         f"commit {', '.join(filter(None, commits))}"
     )

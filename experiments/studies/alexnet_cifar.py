@@ -17,9 +17,9 @@ of each layer, are recalled, not read from its files.
 What the paper leaves open of Figure 1: that its nets are these, without normalisation, is an
 assumption. Their rates were "chosen independently to make training as fast as possible", and are
 not printed: here each net is trained at each of several rates until its training error over a tenth
-of an epoch is below 25%, for 60 epochs at most, and the one that is there first counts. A rate that
-another has outrun can't be the first any more: a training of it that was interrupted may stay so,
-and `table` does not take it up. The nets see whole images, scaled to the crop: no crops either.
+of an epoch is below 25%, for 60 epochs at most, and the one that is there first counts. What
+another rate has outrun can't be the first any more: `table` interrupts its training, and does not
+take it up again. The nets see whole images, scaled to the crop: no crops either.
 
 Inputs are as in the rest of the paper: less their mean, and not divided. `divided` is our own
 addition: the same nets on inputs that are divided by their deviation, where tanh is much faster.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.tree import Tree
 
+    from launch.executors import local
     from launch.executors.cluster import Cluster
     from launch.executors.slurm import Item, Plan
     from launch.planning.graph import Job
@@ -106,9 +107,15 @@ def check(args: argparse.Namespace) -> Cluster | None:
 
 
 def execute(
-    jobs: Sequence[Job], folder: Path, args: argparse.Namespace, console: Console
+    jobs: Sequence[Job],
+    folder: Path,
+    args: argparse.Namespace,
+    console: Console,
+    needless: local.Needless = dict,
 ) -> dict[str, str] | None:
     """Trains and tests the jobs that are not done, with the jobs that seed them.
+
+    needless: gives the runs that need not go on, run id -> why; on a cluster they go on.
 
     Returns run id -> reason of those that did not finish; None where a cluster goes on with them,
     or --dry-run only shows them.
@@ -127,7 +134,7 @@ def execute(
             return None
         return {job.run.id: why_failed(job.run) or local.blocked_by(job) for job in missing}
     if job_options is None:
-        return _here(list(unique.values()), missing, folder, args, console)
+        return _here(list(unique.values()), missing, folder, args, console, needless)
     if args.dry_run:
         _show(list(unique.values()), missing, job_options, folder, args, console)
         return None
@@ -155,6 +162,7 @@ def _here(
     folder: Path,
     args: argparse.Namespace,
     console: Console,
+    needless: local.Needless,
 ) -> dict[str, str]:
     from experiments.text import clock, numbered
     from launch import devices, progress
@@ -189,7 +197,7 @@ def _here(
         highlight=False,
     )
     with watch:
-        return local.run(missing, slots, watch.on_event, processes=processes)
+        return local.run(missing, slots, watch.on_event, processes, needless)
 
 
 def refuse_queued(jobs: Sequence[Job]) -> None:

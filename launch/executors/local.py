@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import Empty, Queue
@@ -26,6 +26,7 @@ from launch.planning.graph import Job
 
 GRACE_SECONDS = 60.0  # for workers to save after an interrupt
 LOST_SECONDS = 10.0  # for the other processes of a run that lost one
+CHECK_SECONDS = 10.0  # between two looks for runs that need not go on
 
 Process = subprocess.Popen[str]
 
@@ -36,6 +37,10 @@ class _Worker:
     slot: Slot
     processes: list[Process]  # the first one speaks for the run
     reason: str = ""  # why the run or one of its tests failed
+    ended: str = ""  # why it need not go on, where it was stopped for that
+
+
+Needless = Callable[[], Mapping[str, str]]
 
 
 def run(
@@ -43,13 +48,16 @@ def run(
     slots: Sequence[Slot],
     on_event: Callable[[Job, dict[str, Any]], None],
     processes: int = 1,
+    needless: Needless = dict,
 ) -> dict[str, str]:
     """Runs jobs that are not done, as many at once as there are slots.
 
-    processes: of each job, which train it together, each on a part of the slot's cores.
+    processes: of each job, which train it together, each on a part of the slot's cores. needless:
+    gives the runs that need not go on, run id -> why, and is asked again and again.
     `on_event(job, event)` gets each job's `launched`, `start`, `progress`, `testing`, `locked`,
-    `finished`, `failed` and `blocked` (its seeding run failed). Returns run id -> reason of those
-    that did not finish. An interrupt lets the workers save and leave first.
+    `finished`, `failed`, `blocked` (its seeding run failed) and `ended` (it need not go on).
+    Returns run id -> reason of those that did not finish, and should have. An interrupt lets the
+    workers save and leave first.
     """
     waiting = {job.run.id: job for job in jobs if not job.done}
     failed: dict[str, str] = {}
@@ -58,8 +66,12 @@ def run(
         on_event(job, {"event": "failed", "reason": failed[job.run.id]})
     free, active = list(slots), dict[str, _Worker]()
     events: Queue[tuple[str, dict[str, Any] | None]] = Queue()
+    checked = time.monotonic()
     try:
         while waiting or active:
+            if time.monotonic() > checked + CHECK_SECONDS:
+                _end_needless(needless(), waiting, active, on_event)
+                checked = time.monotonic()
             _give_up_blocked(waiting, failed, on_event)
             for job in _ready(waiting, active)[: len(free)]:
                 del waiting[job.run.id]
@@ -87,11 +99,10 @@ def run(
                 continue
             del active[run_id]
             free.append(worker.slot)
-            if reason := _end(worker):
-                failed[run_id] = reason
-                on_event(worker.job, {"event": "failed", "reason": reason})
-            else:
-                on_event(worker.job, {"event": "finished"})
+            event = _last_event(worker)
+            if event["event"] == "failed":
+                failed[run_id] = event["reason"]
+            on_event(worker.job, event)
     finally:
         _stop([process for worker in active.values() for process in worker.processes])
     return failed
@@ -129,6 +140,22 @@ def _give_up_blocked(
             del waiting[job.run.id]
             failed[job.run.id] = blocked_by(job)
             on_event(job, {"event": "blocked", "reason": failed[job.run.id]})
+
+
+def _end_needless(
+    reasons: Mapping[str, str],
+    waiting: dict[str, Job],
+    active: dict[str, _Worker],
+    on_event: Callable[[Job, dict[str, Any]], None],
+) -> None:
+    """Takes jobs that need not go on from `waiting`, and has those that are active save and
+    leave."""
+    for run_id, reason in reasons.items():
+        if run_id in waiting:
+            on_event(waiting.pop(run_id), {"event": "ended", "reason": reason})
+        elif run_id in active and not active[run_id].ended:
+            active[run_id].ended = reason
+            threading.Thread(target=_stop, args=(active[run_id].processes,), daemon=True).start()
 
 
 def _ready(waiting: dict[str, Job], active: dict[str, _Worker]) -> list[Job]:
@@ -212,6 +239,15 @@ def _environments(slot: Slot, processes: int) -> list[dict[str, str]]:
             {**devices.environment(share), **devices.process_variables(index, processes, address)}
         )
     return environments
+
+
+def _last_event(worker: _Worker) -> dict[str, Any]:
+    """What is told of a job whose processes have left."""
+    if worker.ended and not worker.job.done:
+        return {"event": "ended", "reason": worker.ended}
+    if reason := _end(worker):
+        return {"event": "failed", "reason": reason}
+    return {"event": "finished"}
 
 
 def _end(worker: _Worker) -> str:

@@ -350,6 +350,17 @@ def merged(planned: Sequence[PlannedTable], selected_only: bool = True) -> dict[
     return jobs
 
 
+def needless(planned: Sequence[PlannedTable]) -> dict[str, str]:
+    """The runs that no row needs to its end any more: id -> why."""
+    needed = merged(planned)
+    reasons: dict[str, str] = {}
+    for row in (row for table in planned for row in table.rows):
+        if row.selected and isinstance(row.row.measured, EpochsRatio):
+            why = f"another rate has come below {row.row.measured.error:g}% in as many epochs"
+            reasons |= {job.run.id: why for job in row.jobs if job.run.id not in needed}
+    return reasons
+
+
 def transferred(planned: PlannedTable) -> list[tuple[PlannedRow, Transferred]]:
     """The rows with heads on features that this command asks for."""
     return [

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,7 @@ def main(args: argparse.Namespace) -> int:
         from experiments.runs import runs
         from launch import devices
         from launch.console import reading
-        from launch.planning.table_plan import OF_SETS, merged, plan
+        from launch.planning.table_plan import OF_SETS, merged, needless, plan
 
     backend.check(args)
     one_of(args.profile, PROFILES, "profile")
@@ -137,7 +138,10 @@ def main(args: argparse.Namespace) -> int:
         return _record(planned, args, folder, sets)
     screen = Console(stderr=args.json)
     jobs = merged(planned)
-    reasons = backend.execute(list(jobs.values()), folder, args, screen) if jobs else {}
+    reasons: dict[str, str] | None = {}
+    if jobs:
+        ask = partial(needless, planned)
+        reasons = backend.execute(list(jobs.values()), folder, args, screen, ask)
     if reasons is None:
         _tell_of_heads(planned, screen)
         return 0

@@ -34,8 +34,8 @@ def gallery() -> str:
                     paper = printed[row].get(column.key)
                     if cell is None or (row in points and paper is None):
                         continue
-                    run = record["runs"][0]
-                    length = f"{run['result']['epochs']:g}, {run['config']['train.batch_size']}"
+                    batch = record["runs"][0]["config"]["train.batch_size"]
+                    length = f"{recorded.lengths(record['runs'])}, {batch}"
                     figures = (
                         f"{paper.text if paper else ''} | {recorded.text(cell)} | {cell['seeds']}"
                     )
@@ -64,7 +64,7 @@ def test_records_are_of_rows_that_are_there_and_agree_with_themselves(name):
     ):
         assert record["cells"].keys() <= columns.keys()
         for key, cell in record["cells"].items():
-            assert cell["seeds"] == len(record["runs"])
+            assert cell["seeds"] == len({run["seed"] for run in record["runs"]})
             if columns[key].what == "top1":
                 errors = [run["result"]["top1_errors_count"] for run in record["runs"]]
                 mean = 100 * sum(errors) / len(errors) / cell["n"]
@@ -74,6 +74,13 @@ def test_records_are_of_rows_that_are_there_and_agree_with_themselves(name):
             assert not any(s["versions"]["commit"].endswith("-changed") for s in run["starts"])
             assert all(len(curve) <= recorded.POINTS for curve in run["curves"].values())
             assert "data.path" not in run["config"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "text"), [((20, 20), "20"), ((16.07424, 5.08928, 6.1), "5.09 to 16.1")]
+)
+def test_lengths_of_recorded_runs(epochs, text):
+    assert recorded.lengths([{"result": {"epochs": length}} for length in epochs]) == text
 
 
 @pytest.fixture

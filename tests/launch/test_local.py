@@ -102,5 +102,41 @@ def test_run_whose_folder_can_not_be_used_stops_no_other(run):
     assert ("whole", {"event": "finished"}) in heard
 
 
+def test_runs_that_need_not_go_on_save_and_leave_and_have_not_failed(monkeypatch):
+    """Of two that are active one is stopped; one that waits is not begun."""
+    stopped, heard, events_of = [], [], {}
+
+    def launch(job, slot, events, processes):
+        events_of[job.run.id] = events
+        process = SimpleNamespace(poll=lambda: local.STOPPED if job.name in stopped else None)
+
+        def terminate():
+            stopped.append(job.name)
+            events.put((job.run.id, None))
+
+        process.terminate, process.wait = terminate, lambda timeout: None
+        return local._Worker(job, slot, [process])
+
+    def needless():
+        if "slow" in stopped and not jobs["fast"].done:  # the other one ends
+            jobs["fast"].done = True
+            events_of["fast"].put(("fast", None))
+        names = ("slow", "waiting", "elsewhere") if len(events_of) == 2 else ()
+        return dict.fromkeys(names, "too slow")
+
+    jobs = {name: job(name) for name in ("slow", "fast", "waiting")}
+    monkeypatch.setattr(local, "_launch", launch)
+    monkeypatch.setattr(local, "CHECK_SECONDS", 0.0)
+    tell = lambda job, event: heard.append((job.name, event))  # noqa: E731
+    assert local.run(list(jobs.values()), ["a", "b"], tell, needless=needless) == {}
+    ended = {"event": "ended", "reason": "too slow"}
+    assert [(name, event) for name, event in heard if event["event"] != "launched"] == [
+        ("waiting", ended),
+        ("slow", ended),
+        ("fast", {"event": "finished"}),
+    ]
+    assert stopped == ["slow"]
+
+
 def test_failure_that_a_full_disk_keeps_out_of_the_folder_is_told(run):
     assert run([job("a")], lambda job: "full")[0] == {"a": "No space left on device"}

@@ -280,23 +280,6 @@ def test_plan_of_starred_nets_has_another_set_first(plan):
     assert sorted(pairs, key=str) == sorted(2 * chain + 5 * [("two_gpu", None)], key=str)
 
 
-def test_rates_that_another_has_outrun_are_not_trained_on(plan, tmp_path):
-    run_of_row = {run["row"]: run["id"] for run in plan("alexnet-relu")["runs"]}
-    epochs_of_row = {"tanh 0.01": 3.0, "tanh 0.001": 3.0, "tanh 0.003": 2.0, "relu 0.01": 4.0}
-    for row, epochs in epochs_of_row.items():
-        run = runs.Run(tmp_path / run_of_row[row])
-        run.folder.mkdir()
-        reached = row == "tanh 0.01"
-        line = {"step": 100, "epoch": epochs, "train_error": 20.0 if reached else 30.0}
-        run.metrics.write_text(json.dumps(line) + "\n")
-        if reached:
-            result = {"n": N, "top1_errors_count": 1, "steps": 100, "epochs": epochs, "depth": 4}
-            runs.write_json(run.folder / "run.json", {"config": {}})
-            runs.write_json(run.folder / "result.json", result | {"train_loss": 1.0})
-    left = {run["row"] for run in plan("alexnet-relu")["runs"]}
-    assert left == run_of_row.keys() - {"tanh 0.001"}
-
-
 def write_classes(root, names):
     """Five images in the folder of each class."""
     for name in names:
@@ -412,6 +395,29 @@ def test_rows_that_overrides_make_one_run_are_named(tmp_path):
     (planned,) = table_plan.plan(papers.named(["goyal-2"]), [], args, tmp_path)
     text = verb.about(planned, args)
     assert "the same run: kn=256 lr=0.05 and kn=256 lr=0.10 and kn=256 lr=0.20" in text
+
+
+def test_rates_that_another_has_outrun_are_not_trained_on(tmp_path):
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    args = parser.parse_args(["alexnet-relu", "--runs", str(tmp_path)])
+    planned = table_plan.plan(papers.named(["alexnet-relu"]), [], args, tmp_path)
+    jobs = {job.row: job for row in planned[0].rows for job in row.jobs}
+    epochs_of_row = {"tanh 0.01": 3.0, "tanh 0.001": 3.0, "tanh 0.003": 2.0, "relu 0.01": 4.0}
+    for row, epochs in epochs_of_row.items():
+        run, reached = jobs[row].run, row == "tanh 0.01"
+        run.folder.mkdir()
+        line = {"step": 100, "epoch": epochs, "train_error": 20.0 if reached else 30.0}
+        run.metrics.write_text(json.dumps(line) + "\n")
+        if reached:
+            result = {"n": N, "top1_errors_count": 1, "steps": 100, "epochs": epochs, "depth": 4}
+            runs.write_json(run.folder / "run.json", {"config": {}})
+            runs.write_json(run.folder / "result.json", result | {"train_loss": 1.0})
+    needed = {job.row for job in table_plan.merged(planned).values()}
+    assert needed == jobs.keys() - {"tanh 0.001"}
+    ((run_id, why),) = table_plan.needless(planned).items()
+    assert run_id == jobs["tanh 0.001"].run.id
+    assert "below 25%" in why
 
 
 @pytest.mark.parametrize("content", ['{"rows": [{"row": "a"}]}', "[]", "{", "null"])
