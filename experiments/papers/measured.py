@@ -406,19 +406,20 @@ def outrun(measured: EpochsRatio, nets: Sequence[tuple[runs.Run, ...]]) -> dict[
 
     nets: the run of each of `measured.slow`, then of `measured.fast`.
     """
-    slower = {}
+    slower: dict[str, float] = {}
     for kind in (nets[: len(measured.slow)], nets[len(measured.slow) :]):
-        unfinished = [run for (run,) in kind if not (run.folder / "result.json").exists()]
         reached: list[float] = []
+        trained: dict[str, float] = {}  # of unfinished runs that have not reached it
         for (run,) in kind:
-            if run not in unfinished:
-                with contextlib.suppress(OSError, ValueError, KeyError):  # said where it is read
+            with contextlib.suppress(OSError, ValueError, KeyError):  # said where it is read
+                if (run.folder / "result.json").exists():
                     reached += _reached(read_run(run.folder), measured.error)
-        for run in unfinished if reached else ():
-            lines = [line for line in run.logged() if {"train_error", "epoch"} <= line.keys()]
-            error = min((line["train_error"] for line in lines), default=0.0)
-            if error >= measured.error and lines[-1]["epoch"] >= min(reached):
-                slower[run.id] = lines[-1]["epoch"]
+                    continue
+                lines = [line for line in run.logged() if "train_error" in line]
+                if lines and min(line["train_error"] for line in lines) >= measured.error:
+                    trained[run.id] = lines[-1]["epoch"]
+        if reached:
+            slower |= {run: epochs for run, epochs in trained.items() if epochs >= min(reached)}
     return slower
 
 

@@ -217,6 +217,11 @@ def test_trainings_that_another_has_outrun_need_not_be_finished(make, epochs, er
     else:
         assert (result.state, result.cells) == ("not run", {})
         assert f"{slower.id} is not trained" in result.reason
+    kept = slower.metrics.rename(slower.folder / "kept")
+    slower.metrics.mkdir()  # can't be read
+    assert measured.outrun(measures, nets) == {}
+    slower.metrics.rmdir()
+    kept.rename(slower.metrics)
     (fast.folder / "result.json").write_text("{")  # cut
     assert measured.outrun(measures, nets) == {}
 
