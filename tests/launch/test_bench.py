@@ -103,7 +103,7 @@ def test_loop_with_a_sleeping_device_takes_its_batches_and_no_more():
 
 def test_images_that_no_one_can_decode_are_left_out(photos, tmp_path):
     data = input_bench.gather(str(photos), tmp_path)
-    assert (len(data.files), data.of, data.left_out) == (6, 7, 1)
+    assert (len(data.files), data.set_images, data.left_out) == (6, 7, 1)
     assert sorted(data.sizes) == [(270 - 5 * k, 300 + 10 * k) for k in range(5, -1, -1)]
     for place, file in enumerate(data.files):
         assert data.source.read(place)[0] == Path(file).read_bytes()

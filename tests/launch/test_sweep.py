@@ -198,7 +198,7 @@ def test_second_process_leaves_a_run_alone(study, tmp_path, told, fresh_python):
 
 
 def test_rows_that_wait_are_there_from_the_start(study, tmp_path, monkeypatch, told, call):
-    def interrupted(jobs, slots, on_event, processes):
+    def interrupted(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(local, "run", interrupted)
