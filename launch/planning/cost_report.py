@@ -57,6 +57,15 @@ def parse_rate(text: str) -> float:
     return float(match[1]) * UNITS[match[2]]
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises ConfigError or DeviceError for a --rate or --chips of another form: planning, which
+    takes seconds, can wait for that."""
+    if args.rate is not None:
+        parse_rate(args.rate)
+    if args.chips is not None:
+        fit.targets(args.chips)
+
+
 def show(planned: Sequence[PlannedTable], args: argparse.Namespace, folder: Path) -> None:
     """Prints the plan of the tables that the options of `cnn-depth table` name."""
     jobs = merged(planned)

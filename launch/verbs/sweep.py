@@ -70,6 +70,10 @@ def main(args: argparse.Namespace) -> int:
     backend.check(args)
     if args.chips and not args.dry_run:
         raise backend.BackendError("--chips goes with --dry-run")
+    if args.chips:
+        from launch.planning import fit
+
+        fit.targets(args.chips)  # its form, before seconds of planning
     folder = runs.root(args.runs)
     with waiting("planning the rows"):
         rows = plan(args, folder)

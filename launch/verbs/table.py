@@ -127,6 +127,7 @@ def main(args: argparse.Namespace) -> int:
     if args.plan:
         from launch.planning import cost_report
 
+        cost_report.check(args)
         with waiting("planning the tables"):
             planned = plan(tables, [], args, folder)
         cost_report.show(planned, args, folder)

@@ -10,7 +10,7 @@ from experiments.data.resident import Resident
 from launch import devices
 from launch.bench import measure_programs as programs
 from launch.chips import ChipSet
-from launch.planning import fit, memory
+from launch.planning import fit, graph, memory, table_plan
 from launch.verbs import doctor
 
 RESIDENT = 60_000 * (32 * 32 * 3 + 4)  # as many images as CIFAR-10 has, and their labels
@@ -184,11 +184,31 @@ def test_accelerators_of_this_machine_are_warned_of(plan, monkeypatch):
     assert fit.targets(None) == []
 
 
-@pytest.mark.parametrize("words", [("--chips", "v5e"), ("--chips", "b9:8")])
-def test_unknown_chips_are_one_line(plan, words):
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--chips", "v5e"), "expected KIND:SHAPE"),
+        (("--chips", "b9:8"), "expected KIND:SHAPE"),
+        (("--rate", "fast"), "--rate 'fast': expected multiply-adds a second"),
+    ],
+)
+def test_unknown_chips_and_rates_are_one_line_before_anything_is_planned(
+    plan, monkeypatch, words, expected
+):
+    monkeypatch.setattr(table_plan, "plan", None)
     status, _, error = plan(*words)
     assert status == 2
     assert error.strip().count("\n") == 0
+    assert expected in error
+
+
+def test_unknown_chips_of_a_sweep_are_one_line_before_anything_is_planned(
+    call, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(graph, "plan", None)
+    words = ("--backend", "slurm", "--dry-run", "--chips", "v5e", "--runs", tmp_path)
+    status, _, error = call("sweep", "vgg_depth", *words)
+    assert (status, error.strip().count("\n")) == (2, 0)
     assert "expected KIND:SHAPE" in error
 
 
