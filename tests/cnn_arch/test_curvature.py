@@ -81,7 +81,7 @@ def second_difference(function, at, direction, step=1e-3):
     ) / (step**2)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_all_equal_the_papers_recursion_by_finite_differences(seed):
     net, p, x, target = example(seed)
     layers = units(p)
