@@ -62,9 +62,9 @@ def text(cell: Mapping[str, Any] | None, digits: int = 2) -> str:
 
 
 def lengths(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The epochs that recorded runs took: `20`, or `5.1 to 16.1` where they differ."""
+    """The epochs that recorded runs took: `20`, or `5.092 to 16.07` where they differ."""
     epochs = sorted(run["result"]["epochs"] for run in runs)
-    return " to ".join(dict.fromkeys(f"{length:.3g}" for length in (epochs[0], epochs[-1])))
+    return " to ".join(dict.fromkeys(f"{length:.4g}" for length in (epochs[0], epochs[-1])))
 
 
 def record(result: TableResult, rows: Sequence[str]) -> dict[str, str]:

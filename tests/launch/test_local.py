@@ -127,8 +127,13 @@ def test_runs_that_need_not_go_on_save_and_leave_and_have_not_failed(monkeypatch
     jobs = {name: job(name) for name in ("slow", "fast", "waiting")}
     monkeypatch.setattr(local, "_launch", launch)
     monkeypatch.setattr(local, "CHECK_SECONDS", 0.0)
-    tell = lambda job, event: heard.append((job.name, event))  # noqa: E731
-    assert local.run(list(jobs.values()), ["a", "b"], tell, needless=needless) == {}
+    failed = local.run(
+        list(jobs.values()),
+        ["a", "b"],
+        lambda job, event: heard.append((job.name, event)),
+        needless=needless,
+    )
+    assert failed == {}
     ended = {"event": "ended", "reason": "too slow"}
     assert [(name, event) for name, event in heard if event["event"] != "launched"] == [
         ("waiting", ended),
