@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cnn_arch.kernels import onednn
+from cnn_arch.kernels.barriers import apart
+
 Multiply = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -14,7 +17,29 @@ def affine(
 ) -> jax.Array:
     """`multiply(x, kernel)` and the biases, in x's dtype, which their gradients are computed in."""
     y = multiply(x, kernel.astype(x.dtype))
-    return y if bias is None else y + bias.astype(x.dtype)
+    if bias is None:
+        return y
+    bias = bias.astype(x.dtype)
+    return _plus(y, bias) if onednn.takes(x) and x.dtype == jnp.bfloat16 else y + bias
+
+
+@jax.custom_vjp
+def _plus(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y + bias, both bfloat16, whose gradient XLA on a CPU would sum in a tenth of the speed."""
+    return y + bias
+
+
+def _plus_forward(y: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return y + bias, None
+
+
+def _plus_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    once, again = apart((gradient, gradient))
+    total = once.astype(jnp.float32).sum(tuple(range(gradient.ndim - 1)))
+    return again, total.astype(gradient.dtype)
+
+
+_plus.defvjp(_plus_forward, _plus_backward)
 
 
 def affine_with_float32_gradients(

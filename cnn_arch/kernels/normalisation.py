@@ -199,16 +199,16 @@ def _backward_on_cpu(
     epsilon: float,
 ) -> Gradients:
     def group(x: jax.Array, mean: jax.Array, var: jax.Array, gradient: jax.Array) -> Gradients:
-        values, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
         axes, count = tuple(range(x.ndim - 1)), x[..., 0].size
         inverse = lax.rsqrt(var + epsilon)
         # The barriers keep XLA from writing `values - mean` down once to read it three times.
         mean = apart(mean)
-        of_bias = gradient.sum(axes)
-        along = (gradient * (values - mean)).sum(axes)
+        (values, again), (wide, wide_again, once_more) = _float32(x, 2), _float32(gradient, 3)
+        of_bias = wide.sum(axes)
+        along = (wide_again * (values - mean)).sum(axes)
         mean, along = apart((mean, along))
         slope = along * jnp.square(inverse) / count
-        of_x = (gradient - of_bias / count - (values - mean) * slope) * (scale * inverse)
+        of_x = (once_more - of_bias / count - (again - mean) * slope) * (scale * inverse)
         return of_x.astype(x.dtype), along * inverse, of_bias
 
     if len(mean) == 1:
@@ -226,11 +226,17 @@ def _moments_on_cpu(x: jax.Array) -> Moments:
     than the variance and their difference keeps its digits.
     """
     axes = tuple(range(x.ndim - 1))
-    x = x.astype(jnp.float32)
     # Two names for one value: XLA would write `x - shift` down to read it twice.
-    shift, again = apart((x[(0,) * len(axes)],) * 2)
-    mean = (x - shift).mean(axes)
-    return mean + shift, jnp.square(x - again).mean(axes) - jnp.square(mean)
+    shift, again = apart((x[(0,) * len(axes)].astype(jnp.float32),) * 2)
+    values, values_again = _float32(x, 2)
+    mean = (values - shift).mean(axes)
+    return mean + shift, jnp.square(values_again - again).mean(axes) - jnp.square(mean)
+
+
+def _float32(x: jax.Array, times: int) -> list[jax.Array]:
+    """x as float32 for so many uses: XLA on CPU would write bfloat16's down to read it again."""
+    names = apart((x,) * times) if x.dtype == jnp.bfloat16 else (x,) * times
+    return [name.astype(jnp.float32) for name in names]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

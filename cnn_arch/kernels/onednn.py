@@ -8,6 +8,9 @@ multiply.
 The thunks are not documented: what their configuration means has changed between releases. So they
 are used only once `trial` has passed, in a process of its own, for this jaxlib on this processor.
 
+Maps are float32 or, where the processor has instructions for it, bfloat16. Sums of products are
+float32 in both.
+
 All three products of a convolutional layer are forward convolutions. The gradient of the input is
 the kernel, flipped, over the output's gradient; of a strided layer, one such convolution for each
 of the input's phases. The gradient of the kernel is the output's gradient, as a dilated kernel,
@@ -34,7 +37,8 @@ import jaxlib
 import numpy as np
 from jax import lax
 
-from cnn_arch.errors import choose
+from cnn_arch.errors import ArchitectureError, choose
+from cnn_arch.kernels.bits import as_bits, from_bits
 from cnn_arch.kernels.phases import merge
 
 Convolutions = Literal["xla", "onednn"]
@@ -42,8 +46,13 @@ Convolutions = Literal["xla", "onednn"]
 VARIABLE = "CNN_DEPTH_CONVOLUTIONS"  # xla, onednn, or auto
 TRIAL_SECONDS = 120
 WRONG = 3  # the trial's exit status where oneDNN's values are not right
+# How far the trial's values may be off, as a share of the largest: bfloat16 has 8 bits.
+TOLERANCES: dict[str, float] = {"float32": 1e-4, "bfloat16": 1e-2}
+# Instructions for products of bfloat16, as Linux names them. Without, oneDNN is slow or refuses.
+BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 # The gradient of the kernel is summed over as many examples at a time as have POSITIONS in all, but
-# no fewer and no more than EXAMPLES: so few that their maps stay in a core's cache.
+# no fewer and no more than EXAMPLES: so few that their maps stay in a core's cache. In bfloat16
+# the fewest are twice as many, which take as much of it.
 POSITIONS = 8192
 EXAMPLES = (4, 32)
 
@@ -70,7 +79,7 @@ def using(convolutions: Convolutions) -> Iterator[None]:
 
 def takes(x: jax.Array) -> bool:
     """Whether oneDNN is to convolve or multiply x."""
-    return _using.get() and x.dtype == jnp.float32
+    return _using.get() and x.dtype in (jnp.float32, jnp.bfloat16)
 
 
 def wished() -> Literal["auto", "xla", "onednn"]:
@@ -83,32 +92,54 @@ def wished() -> Literal["auto", "xla", "onednn"]:
     return choose(f"${VARIABLE}", os.environ.get(VARIABLE) or "auto", choices)
 
 
-def chosen() -> Convolutions:
+def chosen(dtype: str = "float32") -> Convolutions:
     """`onednn` on a CPU where it works, else `xla`, unless $CNN_DEPTH_CONVOLUTIONS says which.
 
     A program over several devices needs `xla`: a call by name is not cut into parts.
 
-    Raises ArchitectureError for another value of the variable.
+    Raises ArchitectureError for another value of the variable, and where it asks for oneDNN's
+    bfloat16 on a processor without instructions for it.
     """
     wish = wished()
+    if wish == "onednn" and dtype == "bfloat16" and not multiplies_bfloat16():
+        raise ArchitectureError(
+            f"${VARIABLE}=onednn with bfloat16 needs a processor with {' or '.join(BFLOAT16_FLAGS)}"
+            ", which this one lacks. Unset it, or compute in float32."
+        )
     if wish != "auto":
         return wish
-    return "onednn" if jax.default_backend() == "cpu" and works() else "xla"
+    return "onednn" if jax.default_backend() == "cpu" and works(dtype) else "xla"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products of bfloat16."""
+    words = " ".join(_processor()).split()
+    return any(flag in words for flag in BFLOAT16_FLAGS)
+
+
+def _processor() -> list[str]:
+    """What Linux says of the kinds of cores: their names and instructions."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return sorted({line for line in lines if line.startswith(("model name", "flags"))})
+    return []
 
 
 @functools.cache
-def works() -> bool:
+def works(dtype: str = "float32") -> bool:
     """Whether the trial passed for this jaxlib on this processor.
 
     Its outcome is kept in the folder of JAX's compilation cache, where there is one.
     """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
-    verdict_file = _verdict_file()
+    if dtype == "bfloat16" and not (multiplies_bfloat16() and works()):
+        return False
+    verdict_file = _verdict_file(dtype)
     if verdict_file is not None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return bool(json.loads(verdict_file.read_text())["works"])
-    passed, final = _try_apart()
+    passed, final = _try_apart(dtype)
     if verdict_file is not None and final:
         with contextlib.suppress(OSError):
             verdict_file.parent.mkdir(parents=True, exist_ok=True)
@@ -118,26 +149,22 @@ def works() -> bool:
     return passed
 
 
-def _verdict_file() -> Path | None:
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder or "://" in folder:
+def _verdict_file(dtype: str) -> Path | None:
+    folder, processor = jax.config.jax_compilation_cache_dir, _processor()
+    if not folder or "://" in folder or not processor:
         return None
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        kinds = sorted({line for line in lines if line.startswith(("model name", "flags"))})
-        calls = Path(__file__).read_text()  # what these calls are
-        identity = "\n".join([jaxlib.__version__, calls, *kinds])
-        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        return Path(folder) / f"onednn-{key}.json"
-    return None
+    calls = Path(__file__).read_text()  # what these calls are
+    identity = "\n".join([jaxlib.__version__, dtype, calls, *processor])
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return Path(folder) / f"onednn-{key}.json"
 
 
-def _try_apart() -> tuple[bool, bool]:
+def _try_apart(dtype: str) -> tuple[bool, bool]:
     """(passed, final): the trial in a process of its own, since what fails may abort it.
 
     Final is what the trial itself found or died of, not that it was stopped or never began.
     """
-    code = "import sys; from cnn_arch.kernels import onednn; sys.exit(onednn.verdict())"
+    code = f"import sys; from cnn_arch.kernels import onednn; sys.exit(onednn.verdict({dtype!r}))"
     root = str(Path(__file__).parent.parent.parent)
     environment = {
         **os.environ,
@@ -162,21 +189,25 @@ def _try_apart() -> tuple[bool, bool]:
     return status == 0, status in (0, WRONG, *(-number for number in crashed))
 
 
-def verdict() -> int:
+def verdict(dtype: str) -> int:
     """The exit status of a process that only makes the trial: 0, or WRONG."""
     try:
-        trial()
+        trial(dtype)
     except (AssertionError, jax.errors.JaxRuntimeError):
         return WRONG
     return 0
 
 
-def trial() -> None:
+def trial(dtype: str) -> None:
     """Compares values and gradients with NumPy's; raises AssertionError where they differ.
 
     A thunk that reads its configuration in another way may also abort the process.
     """
     rng = np.random.default_rng(0)
+
+    def drawn(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, np.float32).astype(jnp.dtype(dtype))
+
     for images, size, inputs, outputs, kernel, stride, padding in (
         (2, 16, 8, 16, 3, 1, 1),
         (8, 9, 3, 16, 3, 2, 1),
@@ -184,9 +215,9 @@ def trial() -> None:
         (4, 12, 16, 8, 1, 2, 0),
     ):
         out = (size + 2 * padding - kernel) // stride + 1
-        x = rng.standard_normal((images, size, size, inputs), np.float32)
-        k = rng.standard_normal((kernel, kernel, inputs, outputs), np.float32)
-        dy = rng.standard_normal((images, out, out, outputs), np.float32)
+        x = drawn(images, size, size, inputs)
+        k = drawn(kernel, kernel, inputs, outputs)
+        dy = drawn(images, out, out, outputs)
 
         @jax.jit
         def ours(x: Any, k: Any, dy: Any, stride: int = stride, padding: int = padding) -> Any:
@@ -195,17 +226,21 @@ def trial() -> None:
 
         with using("onednn"):
             values = ours(x, k, dy)
-        _compare("convolution", values, _by_numpy(x, k, dy, stride, padding))
-    x, k, dy = (rng.standard_normal(shape, np.float32) for shape in ((8, 37), (37, 24), (8, 24)))
+        x, k, dy = (array.astype(np.float32) for array in (x, k, dy))
+        _compare("convolution", values, _by_numpy(x, k, dy, stride, padding), TOLERANCES[dtype])
+    x, k, dy = drawn(8, 37), drawn(37, 24), drawn(8, 24)
     with using("onednn"):
         values = jax.jit(lambda x, k, dy: (matmul(x, k), *jax.vjp(matmul, x, k)[1](dy)))(x, k, dy)
-    _compare("product", values, (x @ k, dy @ k.T, x.T @ dy))
+    x, k, dy = (array.astype(np.float32) for array in (x, k, dy))
+    _compare("product", values, (x @ k, dy @ k.T, x.T @ dy), TOLERANCES[dtype])
 
 
-def _compare(operation: str, values: Sequence[Any], expected: Sequence[np.ndarray]) -> None:
+def _compare(
+    operation: str, values: Sequence[Any], expected: Sequence[np.ndarray], tolerance: float
+) -> None:
     for ours, reference in zip(values, expected, strict=True):
-        error = np.abs(ours - reference).max() / np.abs(reference).max()
-        if not error < 1e-4:
+        error = np.abs(ours.astype(np.float32) - reference).max() / np.abs(reference).max()
+        if not error < tolerance:
             raise AssertionError(f"oneDNN's {operation} is off by {error:.1e}")
 
 
@@ -231,7 +266,7 @@ def _by_numpy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """Cross-correlation (B, H, W, C) * (k, k, C, F), float32, on one CPU device."""
+    """Cross-correlation (B, H, W, C) * (k, k, C, F), both float32 or bfloat16, on a CPU device."""
     batch, *sizes, _ = x.shape
     size, _, _, maps = kernel.shape
     height, width = ((n + 2 * padding - size) // stride + 1 for n in sizes)
@@ -270,13 +305,14 @@ def _of_input(
     height, width = (-(-size // stride) for size in sizes)
     batch, rows, columns, _ = gradient.shape
     maps = kernel.shape[2]
+    moved, kernel = as_bits(gradient), as_bits(kernel)
 
     def phase(row: int, column: int) -> jax.Array:
         first = [(at + padding) % stride for at in (row, column)]
         part = jnp.flip(kernel[first[0] :: stride, first[1] :: stride], (0, 1))
         shape = (batch, height, width, maps)
         if 0 in part.shape:
-            return jnp.zeros(shape, gradient.dtype)
+            return jnp.zeros(shape, moved.dtype)
         low, high, cut = [], [], [slice(None)]
         for at, begin, taps, size, n in zip(
             (row, column), first, part.shape[:2], (height, width), (rows, columns), strict=True
@@ -286,10 +322,11 @@ def _of_input(
             low.append(max(before, 0))
             high.append(max(after, 0))
             cut.append(slice(max(-before, 0), n + min(after, 0)))
-        return _convolution(gradient[tuple(cut)], part, shape, _HWOI, low=low, high=high)
+        arrays = from_bits(moved[tuple(cut)]), from_bits(part)
+        return as_bits(_convolution(*arrays, shape, _HWOI, low=low, high=high))
 
     phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]
-    return merge(phases, *sizes)
+    return from_bits(merge(phases, *sizes))
 
 
 def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: int) -> jax.Array:
@@ -297,7 +334,7 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: i
 
     A few examples at a time, whose maps stay in the caches, are the channels summed over of a
     convolution in which the output's gradient is the kernel. Columns and maps are one axis, so that
-    a row of what comes out, k * C long, is seen in one piece.
+    a row of what comes out, k * C long, is seen in one piece. The sum is float32.
     """
     _, height, width, maps = x.shape
     batch, rows, columns, outputs = gradient.shape
@@ -306,7 +343,7 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: i
         (outs - 1) * stride + size - ins - pad for outs, ins in ((rows, height), (columns, width))
     )
     height, width = height + min(below, 0), width + min(right, 0)
-    part = _examples_at_once(batch, rows * columns)
+    part = _examples_at_once(batch, rows * columns, x.dtype)
 
     def of_part(
         total: jax.Array, maps_and_gradient: tuple[jax.Array, jax.Array]
@@ -314,10 +351,11 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: i
         x, gradient = maps_and_gradient
         last = x.reshape(part, -1).T.reshape(1, height, width * maps, part)
         product = _convolution(
-            lax.optimization_barrier(last),
-            gradient,
+            from_bits(lax.optimization_barrier(last)),
+            from_bits(gradient),
             total.shape,
             _IHWO,
+            dtype=jnp.float32,
             dilations=(stride, stride * maps),
             low=(pad, pad * maps),
             high=(max(below, 0), max(right, 0) * maps),
@@ -325,23 +363,26 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: i
         return total + product, None
 
     parts = [
-        a.reshape(batch // part, part, *a.shape[1:]) for a in (x[:, :height, :width], gradient)
+        a.reshape(batch // part, part, *a.shape[1:])
+        for a in (as_bits(x)[:, :height, :width], as_bits(gradient))
     ]
     zero = jnp.zeros((1, size, size * maps, outputs), jnp.float32)
     total, _ = lax.scan(of_part, zero, parts)
-    return total.reshape(size, size, maps, outputs)
+    return total.reshape(size, size, maps, outputs).astype(x.dtype)
 
 
-def _examples_at_once(batch: int, positions: int) -> int:
+def _examples_at_once(batch: int, positions: int, dtype: jnp.dtype) -> int:
     """A divisor of the batch, as POSITIONS and EXAMPLES say."""
     fewest, most = EXAMPLES
+    if dtype == jnp.bfloat16:
+        fewest *= 2
     most = min(batch, most, max(fewest, POSITIONS // positions))
     return max(n for n in range(1, most + 1) if batch % n == 0)
 
 
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(B, I) @ (I, O), float32, on one CPU device."""
+    """(B, I) @ (I, O), both float32 or bfloat16, on a CPU device."""
     return _product(x, kernel)
 
 
@@ -376,8 +417,12 @@ def _convolution(
     dilations: Sequence[int] = (1, 1),
     low: Sequence[int],
     high: Sequence[int],
+    dtype: Any = None,
 ) -> jax.Array:
-    """oneDNN's forward convolution (B, H, W, C) -> shape; `axes` are the kernel's."""
+    """oneDNN's forward convolution (B, H, W, C) -> shape, of x's dtype or another.
+
+    axes: the kernel's.
+    """
     layout = {"batch_dim": 0, "feature_dim": 3, "spatial_dims": (1, 2)}
     of_kernel = {
         "output_feature_dim": axes[0],
@@ -398,7 +443,7 @@ def _convolution(
         "window": window,
         "feature_groups": 1,
     }
-    return _call("convolution", {"onednn_conv_config": config}, shape, x, kernel)
+    return _call("convolution", {"onednn_conv_config": config}, shape, x, kernel, dtype)
 
 
 def _product(x: jax.Array, kernel: jax.Array, *, transposed: bool = False) -> jax.Array:
@@ -409,11 +454,16 @@ def _product(x: jax.Array, kernel: jax.Array, *, transposed: bool = False) -> ja
 
 
 def _call(
-    operation: str, config: Mapping[str, Any], shape: tuple[int, ...], x: jax.Array, y: jax.Array
+    operation: str,
+    config: Mapping[str, Any],
+    shape: tuple[int, ...],
+    x: jax.Array,
+    y: jax.Array,
+    dtype: Any = None,
 ) -> jax.Array:
     call = jax.ffi.ffi_call(
         f"__onednn${operation}",
-        jax.ShapeDtypeStruct(shape, x.dtype),
+        jax.ShapeDtypeStruct(shape, dtype or x.dtype),
         vmap_method="sequential",
         custom_call_api_version=2,
         legacy_backend_config=json.dumps(config),

@@ -12,6 +12,7 @@ from jax import lax
 
 from cnn_arch.errors import unknown
 from cnn_arch.kernels.barriers import apart
+from cnn_arch.kernels.bits import as_bits, from_bits
 from cnn_arch.kernels.phases import merge
 from cnn_arch.window import Window
 
@@ -136,23 +137,31 @@ def to_windows(x: jax.Array, largest: jax.Array, gradient: jax.Array, window: Wi
 
 
 def _filled(x: jax.Array, window: Window) -> jax.Array:
-    return fill_windows(x, window, jnp.array(-jnp.inf, x.dtype))
+    """x's bits, between those of minus infinity where windows reach beyond it."""
+    return fill_windows(as_bits(x), window, as_bits(jnp.array(-jnp.inf, x.dtype)))
+
+
+def _wide_slices(filled: jax.Array, window: Window) -> list[jax.Array]:
+    """The slices of what `_filled` gives, as float32."""
+    slices = window_slices(filled, window.kernel, window.stride)
+    return [from_bits(bits).astype(jnp.float32) for bits in slices]
 
 
 def _maximum_of_slices(x: jax.Array, window: Window) -> jax.Array:
-    return reduce(jnp.maximum, window_slices(_filled(x, window), window.kernel, window.stride))
+    return reduce(jnp.maximum, _wide_slices(_filled(x, window), window)).astype(x.dtype)
 
 
 def _to_slices(x: jax.Array, largest: jax.Array, gradient: jax.Array, window: Window) -> jax.Array:
     """The gradient of `_maximum_of_slices`: what comes back to each phase of the map."""
     size, stride, inside = window.kernel, window.stride, x.shape[1:3]
-    x = _filled(x, window)
+    filled = _filled(x, window)
     # The place in its window that each output came from: of equal values the first.
     place = jnp.full(largest.shape, size * size, jnp.int8 if size <= 11 else jnp.int32)
-    for i, values in reversed(list(enumerate(window_slices(x, size, stride)))):
-        place = jnp.where(values == largest, jnp.array(i, place.dtype), place)
+    wide = largest.astype(jnp.float32)
+    for i, values in reversed(list(enumerate(_wide_slices(filled, window)))):
+        place = jnp.where(values == wide, jnp.array(i, place.dtype), place)
     # Each phase of x is seen by windows from `reach` before to its own.
-    (_, height, width, _), (_, rows, columns, _) = x.shape, largest.shape
+    (_, height, width, _), (_, rows, columns, _) = filled.shape, largest.shape
     reach = (size - 1) // stride
     phase_height, phase_width = -(-height // stride), -(-width // stride)
     sides = ((0, 0), (reach, phase_height - rows), (reach, phase_width - columns), (0, 0))
@@ -160,7 +169,7 @@ def _to_slices(x: jax.Array, largest: jax.Array, gradient: jax.Array, window: Wi
     place, gradient = apart(padded)
 
     def phase(row: int, column: int) -> jax.Array:
-        total = jnp.zeros((len(x), phase_height, phase_width, x.shape[-1]), x.dtype)
+        total = jnp.zeros((len(x), phase_height, phase_width, x.shape[-1]), jnp.float32)
         for i in range(row, size, stride):
             for j in range(column, size, stride):
                 top, left = reach - i // stride, reach - j // stride
@@ -169,8 +178,9 @@ def _to_slices(x: jax.Array, largest: jax.Array, gradient: jax.Array, window: Wi
                     slice(top, top + phase_height),
                     slice(left, left + phase_width),
                 )
-                total += jnp.where(place[windows] == i * size + j, gradient[windows], 0)
-        return total
+                part = gradient[windows].astype(jnp.float32)
+                total += jnp.where(place[windows] == i * size + j, part, 0)
+        return total.astype(x.dtype)
 
     phases = [[phase(row, column) for column in range(stride)] for row in range(stride)]
     top, left = window.padding, window.padding

@@ -22,23 +22,20 @@ def choose(
     that goes on; only $CNN_DEPTH_CONVOLUTIONS makes one. A short training takes XLA's, whose
     compiled program is kept for the next start.
 
-    Raises RunError where the run was begun with oneDNN's, which do not work here.
+    Raises RunError where the run was begun with oneDNN's, which do not work here, and
+    ArchitectureError as `onednn.chosen` does.
     """
-    wished = onednn.wished()
-    if (
-        mesh.size > 1
-        or jax.default_backend() != "cpu"
-        or config.model.get("dtype", "float32") != "float32"
-    ):
+    wished, dtype = onednn.wished(), config.model.get("dtype", "float32")
+    if mesh.size > 1 or jax.default_backend() != "cpu":
         return "xla"
     execution = run.read("execution") or {}
     previous = execution.get("convolutions", "xla" if resumed else None)
     if wished != "auto":
-        library = wished
+        library = onednn.chosen(dtype)
     elif previous == "xla" or (previous is None and _macs(config, data) < ONEDNN_FROM_MACS):
         library = "xla"
     else:
-        library = onednn.chosen()
+        library = onednn.chosen(dtype)
         if previous == "onednn" and library == "xla":
             raise runs.RunError(
                 f"{run.id} was begun with oneDNN's convolutions, which failed their trial with "

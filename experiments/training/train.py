@@ -121,8 +121,6 @@ def _train(run: runs.Run, mesh: Mesh, on_event: OnEvent, stop: Stop) -> dict[str
     def note(text: str) -> None:
         on_event({"event": "note", "text": text})
 
-    if jax.default_backend() == "cpu" and config.model.get("dtype") == "bfloat16":
-        note("model.dtype=bfloat16 is no faster than float32 on a CPU")
     with Checkpoints(run.checkpoints) as checkpoints:
         seeds = None
         if checkpoints.latest is None and config.seeding.run:
@@ -130,6 +128,9 @@ def _train(run: runs.Run, mesh: Mesh, on_event: OnEvent, stop: Stop) -> dict[str
             on_event({"event": "seeded", "summary": summary})
         resumed = checkpoints.latest is not None
         library = convolutions.choose(run, config, data, mesh, resumed)
+        on_cpu, dtype = jax.default_backend() == "cpu", config.model.get("dtype")
+        if on_cpu and library == "xla" and dtype == "bfloat16":
+            note("model.dtype=bfloat16 is no faster than float32 with XLA's convolutions on a CPU")
         training = start(config, data, mesh, seeds, library)
         if checkpoints.latest is not None:
             training.resume(*checkpoints.restore(training.state, on_damaged=note))

@@ -140,7 +140,7 @@ class Ours(Runner):
         self.place = "cpu" if self.platform == "cpu" else "elsewhere"
         self.device = jax.devices()[0].device_kind
         self.before = most_resident()
-        convolutions = onednn.chosen()  # as in a long training
+        convolutions = onednn.chosen(case.dtype)  # as in a long training
         self.training = training(case, devices.mesh(1), convolutions)
         self.params = sum(x.size for x in self.training.state["params"].values())
         self.note = "XLA"

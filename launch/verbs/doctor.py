@@ -63,7 +63,8 @@ from launch import devices
 devices.set_up()
 import jax
 from cnn_arch.kernels import onednn
-print("convolutions", jax.local_device_count(), onednn.wished(), onednn.works())
+works = onednn.works(), onednn.works("bfloat16")
+print("convolutions", jax.local_device_count(), onednn.wished(), *works)
 """
 MEMORY = """
 import json, sys
@@ -263,16 +264,18 @@ def _convolutions() -> Iterator[Finding]:
     refused = re.search(r"ArchitectureError: (.+CNN_DEPTH_CONVOLUTIONS.+)", process.stderr)
     if refused:
         yield Finding(name, "bad", refused[1], "unset it, or choose one of these")
-    match = re.search(r"^convolutions (\d+) (\w+) (\w+)$", process.stdout, re.MULTILINE)
+    match = re.search(r"^convolutions (\d+) (\w+) (\w+) (\w+)$", process.stdout, re.MULTILINE)
     if match is None:  # a package is missing or broken, which its own line says
         return
-    n_devices, choice, works = match.groups()
+    n_devices, choice, works, in_bfloat16 = match.groups()
+    bfloat16 = ", also of bfloat16" if in_bfloat16 == "True" else ""
     if n_devices != "1":
         yield Finding(name, "ok", f"XLA's, on {n_devices} devices")
     elif choice == "xla":
         yield Finding(name, "ok", "XLA's, as $CNN_DEPTH_CONVOLUTIONS says")
     elif works == "True":
-        yield Finding(name, "ok", "oneDNN's, in long trainings" if choice == "auto" else "oneDNN's")
+        when = ", in long trainings" if choice == "auto" else ""
+        yield Finding(name, "ok", f"oneDNN's{bfloat16}{when}")
     elif choice == "onednn":
         detail = "oneDNN's, which failed their trial, or did not end it"
         yield Finding(name, "bad", detail, "unset CNN_DEPTH_CONVOLUTIONS")

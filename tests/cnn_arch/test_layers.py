@@ -8,6 +8,7 @@ from jax import lax
 
 from cnn_arch import ArchitectureError
 from cnn_arch.initial_weights import initializer
+from cnn_arch.kernels import normalisation as kernels
 from cnn_arch.kernels.barriers import relu
 from cnn_arch.kernels.convolution import convolve
 from cnn_arch.layers import BatchNorm, IdentityShortcut, LocalResponseNorm, MaxPool
@@ -97,6 +98,25 @@ def test_max_pool_has_no_gradient_at_its_padding(size, stride, padding, ceil):
     expected, (expected_gradient,) = value_and_gradients(plain, x)
     np.testing.assert_array_equal(value, expected)
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
+def normalise(x):
+    scale, bias = jnp.array([0.5, 1.0, 2.0]), jnp.array([-1.0, 0.0, 1.0])
+    return kernels.batch_norm(x, scale, bias, jnp.zeros(3), 2, 1e-5)[0]
+
+
+@pytest.mark.parametrize("layer", [MaxPool(3, 2), MaxPool(3, 1), normalise])
+def test_in_bfloat16_values_and_gradients_are_rounded_once(layer):
+    x = jnp.asarray(np.round(4 * normal(4, 9, 9, 3)) / 4, jnp.bfloat16)
+    weight = jnp.asarray(normal(*layer(x).shape), jnp.bfloat16)
+
+    def both(x):
+        y, back = jax.vjp(layer, x)
+        return y, *back(weight.astype(x.dtype))
+
+    for ours, exact in zip(jax.jit(both)(x), both(x.astype(jnp.float32)), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(ours.astype(np.float32), exact, rtol=2**-8, atol=1e-6)
 
 
 def test_max_pool_lets_nan_through():

@@ -19,6 +19,10 @@ works = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not onednn.works(),
     reason="oneDNN's convolutions do not work with this jaxlib on this processor",
 )
+works_in_bfloat16 = pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not onednn.works("bfloat16"),
+    reason="oneDNN does not multiply bfloat16 with this jaxlib on this processor",
+)
 
 
 @works
@@ -57,6 +61,51 @@ def test_values_and_gradients_are_those_of_numpy(
         values = ours(x, k, dy)
     for value, right in zip(values, onednn._by_numpy(x, k, dy, stride, padding), strict=True):
         np.testing.assert_allclose(value, right, atol=2e-5 * np.abs(right).max())
+
+
+@works_in_bfloat16
+@pytest.mark.parametrize(
+    ("images", "sizes", "inputs", "outputs", "kernel", "stride", "padding"),
+    [
+        (16, (28, 28), 4, 8, 3, 1, 1),  # a few examples at a time
+        (2, (31, 31), 3, 8, 11, 4, 2),
+        (3, (13, 12), 8, 4, 3, 2, 1),
+        (2, (13, 13), 4, 8, 2, 3, 0),  # phases that no window sees
+    ],
+)
+def test_of_bfloat16_only_the_sums_are_rounded(
+    images, sizes, inputs, outputs, kernel, stride, padding
+):
+    rng = np.random.default_rng(1)
+    out = ((size + 2 * padding - kernel) // stride + 1 for size in sizes)
+    shapes = (images, *sizes, inputs), (kernel, kernel, inputs, outputs), (images, *out, outputs)
+    x, k, dy = (rng.standard_normal(shape, np.float32).astype(jnp.bfloat16) for shape in shapes)
+
+    @jax.jit
+    def ours(x, k, dy):
+        y, back = jax.vjp(lambda x, k: convolution.convolve(x, k, stride, padding), x, k)
+        return y, *back(dy)
+
+    with onednn.using("onednn"):
+        values = ours(x, k, dy)
+    wide = (array.astype(np.float32) for array in (x, k, dy))
+    for value, right in zip(values, onednn._by_numpy(*wide, stride, padding), strict=True):
+        assert value.dtype == jnp.bfloat16
+        least = 2e-5 * np.abs(right).max()  # what float32 sums in another order differ by
+        np.testing.assert_allclose(value.astype(np.float32), right, rtol=2**-8, atol=least)
+
+
+@works_in_bfloat16
+def test_bias_of_bfloat16_has_the_gradient_of_a_float32_sum():
+    layer = cnn_arch.create("vgg:A", rngs=nnx.Rngs(0), width=0.125, dtype="bfloat16").conv1_1.conv
+    graphdef, params = nnx.split(layer, nnx.Param)
+    x = jnp.zeros((64, 32, 32, 3), jnp.bfloat16)
+    dy = jax.random.normal(jax.random.key(1), (64, 32, 32, 8)).astype(jnp.bfloat16)
+    with onednn.using("onednn"):
+        back = jax.jit(lambda p: jax.vjp(lambda p: nnx.merge(graphdef, p)(x), p)[1](dy)[0])
+        ours = back(params)["bias"].get_value()
+    right = np.asarray(dy, np.float64).sum((0, 1, 2))
+    np.testing.assert_allclose(ours, right, rtol=2**-8, atol=1e-3)
 
 
 @works
@@ -101,15 +150,59 @@ def test_a_network_has_the_gradients_that_it_has_with_xla(name, size, scan, rema
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max() + 1e-7)
 
 
+@works_in_bfloat16
+@pytest.mark.parametrize(("name", "size"), [("cifar_resnet:20", 16), ("vgg:A", 32)])
+def test_a_network_in_bfloat16_is_as_near_to_float32_as_with_xla(name, size):
+    x = jax.random.normal(jax.random.key(1), (16, size, size, 3))
+
+    def gradient(whose, dtype):
+        net = cnn_arch.create(name, rngs=nnx.Rngs(0), width=0.25, image_size=size, dtype=dtype)
+        graphdef, params, rest = nnx.split(net, nnx.Param, ...)
+
+        def loss(params):
+            merged = nnx.merge(graphdef, params, rest, copy=True)
+            return jnp.square(merged(x, rngs=nnx.Rngs(dropout=3), tape=execution.tape())).mean()
+
+        options = execution.compiler_options()
+        with onednn.using(whose):
+            program = jax.jit(jax.grad(loss), compiler_options=options).lower(params)
+            assert ("__onednn" in program.as_text()) == (whose == "onednn")
+            return np.concatenate([a.ravel() for a in jax.tree.leaves(program.compile()(params))])
+
+    exact = gradient("xla", "float32")
+    ours, theirs = (
+        np.linalg.norm(gradient(whose, "bfloat16") - exact) / np.linalg.norm(exact)
+        for whose in ("onednn", "xla")
+    )
+    assert ours < 1.5 * theirs
+    assert ours < 0.2
+
+
 def test_other_dtypes_are_xlas():
     with onednn.using("onednn"):
-        assert not onednn.takes(jnp.ones(1, jnp.bfloat16))
+        assert not onednn.takes(jnp.ones(1, jnp.float16))
+        assert onednn.takes(jnp.ones(1, jnp.bfloat16))
         assert onednn.takes(jnp.ones(1))
     assert not onednn.takes(jnp.ones(1))
 
 
+@pytest.mark.parametrize(("flags", "has"), [("fma avx512_bf16", True), ("fma avx512f", False)])
+def test_bfloat16_needs_its_instructions(flags, has, kept, monkeypatch):
+    monkeypatch.setattr(onednn, "_processor", lambda: ["model name : x", f"flags : {flags}"])
+    monkeypatch.setattr(onednn, "_try_apart", lambda dtype: (True, True))
+    monkeypatch.setenv(onednn.VARIABLE, "onednn")
+    assert onednn.works("float32")
+    assert onednn.works("bfloat16") is has
+    assert onednn.chosen("float32") == "onednn"
+    if has:
+        assert onednn.chosen("bfloat16") == "onednn"
+        return
+    with pytest.raises(ArchitectureError, match=r"CONVOLUTIONS=onednn with bfloat16.*amx_bf16"):
+        onednn.chosen("bfloat16")
+
+
 def test_the_variable_overrides(monkeypatch):
-    monkeypatch.setattr(onednn, "works", lambda: False)
+    monkeypatch.setattr(onednn, "works", lambda dtype: False)
     monkeypatch.setenv(onednn.VARIABLE, "onednn")
     assert onednn.chosen() == "onednn"
     monkeypatch.setenv(onednn.VARIABLE, "auto")
@@ -123,7 +216,7 @@ def test_the_variable_overrides(monkeypatch):
 def kept(monkeypatch, tmp_path):
     """Where the outcome of a trial is kept; each test begins without one."""
     file = tmp_path / "cache" / "kept.json"
-    monkeypatch.setattr(onednn, "_verdict_file", lambda: file)
+    monkeypatch.setattr(onednn, "_verdict_file", lambda dtype: file)
     monkeypatch.setattr(onednn.sys, "platform", "linux")
     monkeypatch.setattr(onednn.platform, "machine", lambda: "x86_64")
     onednn.works.cache_clear()
@@ -158,13 +251,14 @@ def test_trial_that_was_stopped_or_never_began_is_made_again(monkeypatch, kept, 
     assert not kept.exists()
 
 
-def test_trial_with_wrong_values_is_no_crash(monkeypatch):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_trial_with_wrong_values_is_no_crash(dtype, monkeypatch):
     right = onednn._by_numpy
     wrong = lambda *args: tuple(1.1 * part for part in right(*args))  # noqa: E731
     plain = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     convolve = lambda x, k, stride, pad: plain(x, k, (stride,) * 2, [(pad, pad)] * 2)  # noqa: E731
     monkeypatch.setattr(onednn, "convolve", convolve)
     monkeypatch.setattr(onednn, "matmul", jnp.matmul)
-    assert onednn.verdict() == 0
+    assert onednn.verdict(dtype) == 0
     monkeypatch.setattr(onednn, "_by_numpy", wrong)
-    assert onednn.verdict() == onednn.WRONG
+    assert onednn.verdict(dtype) == onednn.WRONG
