@@ -1,8 +1,9 @@
 """A config's network as pure functions of flat `{name: array}` parameters and statistics."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Skeleton:
     params: nnx.State
     stats: nnx.State
     precision: execution.Precision = "default"
+    dtype: str = "float32"  # in which it computes
+    macs: Callable[[], int] = lambda: 0  # multiply-adds of an image, forward
 
     def multiplying(self) -> AbstractContextManager[None]:
         """A context: programs traced in it, forward and backward, multiply at its precision.
@@ -126,7 +129,13 @@ def skeleton(
         if isinstance(layer, BatchNorm):
             layer.use_running_average |= is_frozen("/".join(map(str, path)), frozen)
     graphdef, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-    return Skeleton(graphdef, params, stats, config.model.precision)
+    dtype = config.model.get("dtype", "float32")
+    macs = partial(_macs, name, arguments)
+    return Skeleton(graphdef, params, stats, config.model.precision, dtype, macs)
+
+
+def _macs(name: str, arguments: Mapping[str, Any]) -> int:
+    return census(name, **arguments).macs
 
 
 def _check_boxes(kind: str, name: str, network: cnn_arch.Network) -> None:

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from cnn_arch import execution, layer_outputs
 from cnn_arch.dense import FullyConvolutional
+from cnn_arch.kernels import onednn
 from experiments import data as data_lib
 from experiments.localisation import regression
 from experiments.network import Skeleton
@@ -26,6 +27,9 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]  # images tested, of how many
 # Views a batch, at most, where an image has many: on CPU more are no faster, and take memory.
 MOST_VIEWS = {"cpu": 32}
+# On a CPU a test of at least so many multiply-adds, some seconds of two cores, takes oneDNN's
+# convolutions: they save a tenth of its time or more, but are compiled at every start.
+ONEDNN_FROM_MACS = 1e12
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Tester:
         views are tested with the fully convolutional network: class scores averaged over the map
         first, then the soft-max, or the sigmoid where images may be of several classes.
         """
-        forward = self.program(view, mirror=mirror)
+        forward = self.program(view, mirror=mirror, convolutions=self._convolutions(part, view))
         for computed, batch in self._shown(forward, params, stats, part, view, mirror, places):
             columns = (computed, batch.indices, batch.labels, batch.enlarged)
             rows = [array[batch.mask] for array in columns]
@@ -141,7 +145,8 @@ class Tester:
         It is the mean over each map, over an image's views, and with `mirror` their mirrors'. Of
         whole views it is the fully convolutional network's. layer: as in `layer_outputs`.
         """
-        forward = self.program(view, mirror=mirror, layer=layer)
+        whose = self._convolutions(part, view)
+        forward = self.program(view, mirror=mirror, layer=layer, convolutions=whose)
         for values, batch in self._shown(forward, params, stats, part, view, mirror, places):
             columns = (values, batch.indices, batch.labels, batch.enlarged)
             yield Features(*(array[batch.mask] for array in columns))
@@ -172,12 +177,34 @@ class Tester:
             for computed, batch in one_ahead(outputs):
                 yield np.asarray(computed), batch
 
-    def program(self, view: crops.TestView, *, mirror: bool = False, layer: str = "") -> Any:
+    def _convolutions(self, part: str, view: crops.TestView) -> onednn.Convolutions:
+        """Whose convolutions all images of a part are tested with, whoever tests how many of them.
+
+        oneDNN's on one CPU device where the test is large and they work, else XLA's, unless
+        $CNN_DEPTH_CONVOLUTIONS says which.
+        """
+        if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
+            return "xla"
+        if onednn.wished() == "auto":
+            views = self.data.counts[part] * len(view.places(256, 256))
+            if views * self.skeleton.macs() < ONEDNN_FROM_MACS:
+                return "xla"
+        return onednn.chosen(self.skeleton.dtype)
+
+    def program(
+        self,
+        view: crops.TestView,
+        *,
+        mirror: bool = False,
+        layer: str = "",
+        convolutions: onednn.Convolutions = "xla",
+    ) -> Any:
         """The jitted test of a batch: (params, stats, constants, inputs) -> log posteriors, a
         layer's features, or where the network says boxes that of each image's class."""
-        key = view, mirror, layer
+        key = view, mirror, layer, convolutions
         if key not in self._programs:
-            self._programs[key] = self._program(*key)
+            program = self._program(view, mirror, layer)
+            self._programs[key] = program if convolutions == "xla" else _with_onednn(program)
         return self._programs[key]
 
     def _program(self, view: crops.TestView, mirror: bool, layer: str) -> Any:
@@ -217,6 +244,16 @@ class Tester:
             out_shardings=NamedSharding(self.mesh, P()),
             compiler_options=execution.compiler_options(platform, deterministic=self.deterministic),
         )
+
+
+def _with_onednn(program: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A jitted program that is traced, where it is called first, with oneDNN's convolutions."""
+
+    def call(*arguments: Any) -> jax.Array:
+        with onednn.using("onednn"):
+            return program(*arguments)
+
+    return call
 
 
 def _gathered(predictions: Predictions, most: int) -> Predictions:

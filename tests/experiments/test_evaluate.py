@@ -17,11 +17,13 @@ from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from cnn_arch.dense import FullyConvolutional
+from cnn_arch.kernels import onednn
 from experiments import config, data, network
 from experiments.config import ConfigError
 from experiments.data import preprocessing
 from experiments.runs import checkpoints, runs
 from experiments.testing import classifier, evaluate, prediction_store, predictions, protocols
+from experiments.testing import tester as tester_module
 from experiments.testing.prediction_store import EvaluationSettings
 from experiments.testing.predictions import PredictionsError
 from experiments.testing.tester import Tester
@@ -159,6 +161,35 @@ def test_protocols_average_as_the_papers_say(run, seen, protocol):
     result = evaluate.Subject(run, mesh()).tested(protocol, str(Q)).predictions
     assert result.ids.tolist() == list(range(N))
     np.testing.assert_allclose(result.posteriors, reference(protocol, *seen), atol=5e-5)
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not onednn.works(),
+    reason="oneDNN's convolutions do not work with this jaxlib on this processor",
+)
+@pytest.mark.parametrize("protocol", ["center", "dense", "multi_crop"])
+def test_a_large_test_is_onednns_and_has_the_same_posteriors(run, protocol, monkeypatch):
+    params, stats = subject_of(run).network[1:]
+    part = protocols.Pass(protocol, (Q,), protocol != "center")
+    view = part.view(8)
+
+    def outcome():
+        with_onednn, tester = [], subject_of(run).network[0]
+        using = onednn.using
+        with monkeypatch.context() as patch:
+            patch.setattr(onednn, "using", lambda whose: with_onednn.append(whose) or using(whose))
+            batches = list(tester.batches(params, stats, "test", view, mirror=part.mirror))
+        return with_onednn, predictions.concatenate(batches)
+
+    by_size, theirs = outcome()
+    assert not by_size
+    monkeypatch.setattr(tester_module, "ONEDNN_FROM_MACS", 0)
+    whose, ours = outcome()
+    assert set(whose) == {"onednn"}
+    np.testing.assert_array_equal(ours.ids, theirs.ids)
+    np.testing.assert_allclose(ours.posteriors, theirs.posteriors, atol=1e-5)
+    monkeypatch.setenv(onednn.VARIABLE, "xla")
+    assert outcome()[0] == []
 
 
 def test_several_scales_are_the_mean_of_each(run):
