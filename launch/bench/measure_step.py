@@ -94,6 +94,10 @@ TITLES = {
     "keras": "Keras",
     "typed": "ours, as typed",
 }
+# On a CPU with instructions for bfloat16 these cases are measured in it too: PyTorch by autocast.
+BFLOAT16_CASES = ("cifar_resnet:20@32x128", "vgg:A@224x8", "resnet:18@224x8")
+IN_BFLOAT16 = {f"{library}_bfloat16": library for library in ("ours", "torch", "torch_compiled")}
+TITLES |= {name: f"{TITLES[library]}, bfloat16" for name, library in IN_BFLOAT16.items()}
 # Of ours over a peer on a GPU; on a CPU, (target, aim) of any, by case.
 TARGETS = {"torch": 1.15, "torch_compiled": 1.0, "keras": 1.0}
 CPU_TARGETS: dict[str, tuple[float, float | None]] = {
@@ -107,6 +111,8 @@ CPU_TARGETS: dict[str, tuple[float, float | None]] = {
     "lenet5:modern@32x32": (1.5, None),
 }
 CPU_TARGET = (0.8, 1.0)  # of other cases
+BFLOAT16_TARGET = (1.5, 2.5)  # over ours in float32
+BFLOAT16_PEER_TARGET = (1.0, 1.2)
 TYPED_TARGET = 0.97  # of the command's own rate over that of its step
 # Images/s, (floor, aim), at 224 pixels in bfloat16 on one GPU of the H200's kind.
 FLOORS = {
@@ -149,8 +155,9 @@ class Measurement:
         return None if rate is None else rate * self.flops
 
     def share_of_peak(self, library: str) -> float | None:
-        """The share of the faster large product's FLOP/s; None where a figure is not trusted."""
-        reached = self.flops_reached(library)
+        """The share of the faster large product's FLOP/s; None where a figure is not trusted, and
+        in bfloat16 beside float32: the product is float32's."""
+        reached = None if library in IN_BFLOAT16 else self.flops_reached(library)
         if reached is None or not self.peak or any(s.doubt for s in self.peak.values()):
             return None
         return reached / max(best(s) for s in self.peak.values())
@@ -217,13 +224,17 @@ def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> 
     for peer in ("torch", "keras"):
         if args.peer in ("all", peer):
             libraries += [peer, "torch_compiled"] if args.compiled and peer == "torch" else [peer]
+    in_bfloat16 = [name for name, library in IN_BFLOAT16.items() if library in libraries]
+    narrow = sum(has_bfloat16(m.case, platform) for m in measurements)
     total = len(measurements) * (1 + len(libraries) * (1 + args.repeats))
+    total += narrow * len(in_bfloat16) * (1 + args.repeats)
     total += (1 + args.repeats) * any(measures_command(m.case, platform) for m in measurements)
     total += (1 + len(step_runs.TITLES) * args.repeats) if seeds else 0
     runs = None
     with frame.turns_bar(console, total) as on_turn:
         for measurement, graph in zip(measurements, graphs, strict=True):
-            in_libraries(measurement, graph, libraries, args, platform, on_turn)
+            also = in_bfloat16 if has_bfloat16(measurement.case, platform) else []
+            in_libraries(measurement, graph, [*libraries, *also], args, platform, on_turn)
         if seeds:
             try:
                 runs = step_runs.measure(seeds, args.repeats, on_turn)
@@ -256,12 +267,15 @@ def in_libraries(
         workers: dict[str, Process] = {}
         for library in libraries:
             on_turn(f"{case}: {TITLES[library]} starts")
-            if library != "ours" and not installed(library):
+            base = IN_BFLOAT16.get(library, library)
+            dtype = case.dtype if base == library else "bfloat16"
+            if base != "ours" and not installed(base):
                 extras = "jpeg,peers" if library == "keras" else "peers"
                 measurement.absent[library] = f"not installed: {INSTALL.format(extras)}"
                 continue
             try:
-                process = stack.enter_context(worker(library, case, graph, platform))
+                narrow = replace(case, dtype=dtype)
+                process = stack.enter_context(worker(base, narrow, graph, platform))
             except PeerEnded as error:
                 if library == "ours":
                     raise
@@ -314,6 +328,15 @@ def measures_command(case: Case, platform: str) -> bool:
     return on_linux_cpu and str(case) == step_typed.CASE and case.dtype == "float32"
 
 
+def has_bfloat16(case: Case, platform: str) -> bool:
+    """Whether a case, which is of float32, is measured in bfloat16 too."""
+    if platform != "cpu" or case.dtype != "float32" or str(case) not in BFLOAT16_CASES:
+        return False
+    from cnn_arch.kernels import onednn
+
+    return onednn.multiplies_bfloat16()
+
+
 def check_params(measurement: Measurement) -> None:
     """Raises PeerEnded where a peer trains another number of values: it is another network."""
     for library, description in measurement.descriptions.items():
@@ -330,17 +353,23 @@ def items(measurement: Measurement, platform: str) -> list[Item]:
     for library in (*measurement.absent, *measurement.timings):
         if library == "ours":
             continue
+        subject, base = "ours", library
+        title = f"{case} over {TITLES[library]}"
         target, aim = (TARGETS.get(library, 1.0), None)
         if cpu:
             target, aim = CPU_TARGETS.get(str(case), CPU_TARGET)
-        subject, base = "ours", library
-        title = f"{case} over {TITLES[library]}"
         if library == "typed":
             subject, base, target, aim = "typed", "ours", TYPED_TARGET, None
             title = f"{case} {TITLES['typed'].removeprefix('ours, ')} over its bare step"
+        elif library == "ours_bfloat16":
+            subject, base, (target, aim) = library, "ours", BFLOAT16_TARGET
+            title = f"{case} in bfloat16 over float32"
+        elif library in IN_BFLOAT16:
+            subject, (target, aim) = "ours_bfloat16", BFLOAT16_PEER_TARGET
         name = f"{case.arch}_{case.size}_{case.batch}_over_{library}"
-        if library in measurement.absent:
-            compared.append(Item(name, title, target, measurement.absent[library], aim))
+        absent = [measurement.absent[k] for k in (base, subject) if k in measurement.absent]
+        if absent:
+            compared.append(Item(name, title, target, absent[0], aim))
             continue
         timings = measurement.timings[subject], measurement.timings[base]
         measured = ratios.compare(*timings, (TITLES[subject], TITLES[base]))
@@ -359,8 +388,8 @@ def items(measurement: Measurement, platform: str) -> list[Item]:
 COLUMNS = ("case", "library", "images/s", "lowest", "highest", "GFLOP/s", "of peak", "MiB")
 EXPLAINED = (
     "Cases: architecture, pixels, batch. GFLOP/s: three times the forward pass's, two FLOP a "
-    "multiply-add; of peak: over the faster of the large matrix products; MiB: what the training "
-    "took at most, on a CPU with what compiling took."
+    "multiply-add; of peak: over the faster of the large matrix products, in the same dtype; MiB: "
+    "what the training took at most, on a CPU with what compiling took."
 )
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import ArchitectureError
+from cnn_arch.kernels import onednn
 from experiments.config import ConfigError
 from launch import cli, devices
 from launch.bench import (
@@ -293,6 +294,38 @@ def test_ratios_are_of_one_repeat_and_shares_of_the_faster_peak():
     assert keras.measured == "not installed"
     assert measurement.share_of_peak("ours") == pytest.approx(40 * 2e9 / 4e11)
     assert measurement.share_of_bandwidth() == pytest.approx(1e9 * 40 / 8 / 1e10)
+
+
+def test_bfloat16_is_compared_with_float32_and_with_peers_in_bfloat16():
+    measurement = found(ours=[40.0], torch=[50.0], ours_bfloat16=[80.0], torch_bfloat16=[64.0])
+    narrow, torch = measure_step.items(measurement, "cpu")[1:]
+    assert (narrow.title, narrow.target) == ("resnet:18@224x8 in bfloat16 over float32", 1.5)
+    assert narrow.measured.median == 2.0
+    assert torch.title == "resnet:18@224x8 over PyTorch, bfloat16"
+    assert (torch.target, torch.measured.median) == (1.0, 1.25)
+    assert measurement.share_of_peak("ours_bfloat16") is None  # the products are float32's
+    del measurement.timings["ours_bfloat16"]
+    measurement.absent["ours_bfloat16"] = "it ended"
+    narrow, _, torch = measure_step.items(measurement, "cpu")
+    assert narrow.measured == torch.measured == "it ended"
+
+
+@pytest.mark.parametrize(
+    ("arch", "dtype", "platform", "instructions", "has"),
+    [
+        ("resnet:18", "float32", "cpu", True, True),
+        ("resnet:50", "float32", "cpu", True, False),
+        ("resnet:18", "bfloat16", "cpu", True, False),
+        ("resnet:18", "float32", "gpu", True, False),
+        ("resnet:18", "float32", "cpu", False, False),
+    ],
+)
+def test_which_cases_are_measured_in_bfloat16_too(
+    arch, dtype, platform, instructions, has, monkeypatch
+):
+    monkeypatch.setattr(onednn, "multiplies_bfloat16", lambda: instructions)
+    case = Case(arch, 224, 8, 1000, dtype)
+    assert measure_step.has_bfloat16(case, platform) is has
 
 
 def test_on_a_gpu_there_are_floors():
