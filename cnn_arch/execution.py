@@ -38,17 +38,20 @@ PRECISIONS: tuple[Precision, ...] = ("default", "high", "highest")
 SCANNED_FROM = 64
 
 
-def tape(scan: Scan = "auto", remat: bool = False, backend: str | None = None) -> Tape:
+def tape(
+    scan: Scan = "auto", remat: bool = False, backend: str | None = None, *, fuses: bool = False
+) -> Tape:
     """The tape that training and testing call a network with, inside `jax.jit`.
 
     Args:
         scan: whether repeated blocks are scanned; 'auto': from SCANNED_FROM on, and never on CPU.
         remat: whether the inner maps of stages are computed again for the gradients.
         backend: 'cpu', 'gpu' or 'tpu'; JAX's default one if not given.
+        fuses: see `Tape`.
 
     Raises ArchitectureError for another `scan`.
     """
-    return _Execution(_scanned_from(scan, backend), remat)
+    return _Execution(_scanned_from(scan, backend), remat, fuses)
 
 
 def _scanned_from(scan: Scan, backend: str | None) -> int | None:
@@ -188,9 +191,9 @@ class _Execution(Tape):
     """Calls layers as pure functions of their state where blocks are of one structure, and where
     a stage's inner maps are forgotten."""
 
-    def __init__(self, scanned_from: int | None, remat: bool) -> None:
+    def __init__(self, scanned_from: int | None, remat: bool, fuses: bool = False) -> None:
         super().__init__()
-        self.scanned_from, self.remat = scanned_from, remat
+        self.scanned_from, self.remat, self.fuses = scanned_from, remat, fuses
 
     def chain(self, layers: Sequence[Named], x: jax.Array) -> jax.Array:
         if not self.remat or not layers:
@@ -229,7 +232,7 @@ class _Execution(Tape):
         splits = [nnx.split(module) for module in modules]
         graphdefs = tuple(graphdef for graphdef, _ in splits)
         inner = Tape()
-        inner.prefix = self.prefix
+        inner.prefix, inner.fuses = self.prefix, self.fuses
 
         def call(state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
             merged = [

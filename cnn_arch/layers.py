@@ -20,7 +20,7 @@ from cnn_arch.initial_weights import Init, Initializer, initializer
 from cnn_arch.kernels import onednn
 from cnn_arch.kernels.affine import Multiply, affine, affine_with_float32_gradients
 from cnn_arch.kernels.barriers import relu
-from cnn_arch.kernels.convolution import convolve
+from cnn_arch.kernels.convolution import convolve, fuses
 from cnn_arch.kernels.normalisation import batch_norm, local_response_norm, normalised
 from cnn_arch.kernels.pooling import max_pool, sum_of_windows
 from cnn_arch.network import Composite, Tape
@@ -380,9 +380,26 @@ class ConvUnit(Composite):
         self.norm = norm
 
     def __call__(self, tape: Tape, x: jax.Array) -> jax.Array:
+        if self.activation in (None, relu) and self.fuses(tape, x):
+            return self.fused(x, rectified=self.activation is relu)
         x = tape("conv", self.conv, x)
         if self.norm is not None:
             x = tape("norm", self.norm, x)
         if self.activation is None:
             return x
         return tape(self.activation.__name__, self.activation, x)
+
+    def fuses(self, tape: Tape, x: jax.Array) -> bool:
+        """Whether x is for `fused`."""
+        conv = self.conv
+        kernel = conv.kernel.get_value()
+        return tape.fuses and fuses(x, kernel, conv.stride, conv.padding, conv.groups)
+
+    def fused(self, x: jax.Array, addend: jax.Array | None = None, *, rectified: bool) -> jax.Array:
+        """Convolution, normalisation, an addend and ReLU in one pass, of a folded network."""
+        conv, kernel = self.conv, self.conv.kernel.get_value().astype(self.conv.dtype)
+        bias = conv.bias if self.norm is None else self.norm.bias
+        values = None if bias is None else bias.get_value()
+        x = x.astype(conv.dtype)
+        sizes = conv.stride, conv.padding
+        return onednn.convolve_fused(x, kernel, values, addend, rectified, *sizes)

@@ -31,6 +31,10 @@ class Tape:
     Names of layers inside a `Composite` are prefixed with its own: 'stage2/block1/conv1/norm'.
     """
 
+    # Whether composites may compute several of their layers at once, which it then does not see.
+    # Such programs have no gradients, and need a network that was folded (`folding.fold`).
+    fuses = False
+
     def __init__(self) -> None:
         self.prefix = ""
 

@@ -68,6 +68,7 @@ class Block(Composite):
     """
 
     expansion = 1  # maps out for each map of the stage
+    convolutions = 2
 
     def __init__(
         self,
@@ -96,10 +97,14 @@ class Block(Composite):
         raise NotImplementedError
 
     def __call__(self, tape: Tape, x: jax.Array) -> jax.Array:
-        y, i = x, 1
-        while hasattr(self, f"conv{i}"):
-            y = tape(f"conv{i}", getattr(self, f"conv{i}"), y)
-            i += 1
+        *names, name = (f"conv{i}" for i in range(1, self.convolutions + 1))
+        y, last = x, getattr(self, name)
+        for earlier in names:
+            y = tape(earlier, getattr(self, earlier), y)
+        if self.add is not None and last.fuses(tape, y):
+            x = x if self.shortcut is None else tape("shortcut", self.shortcut, x)
+            return last.fused(y, x, rectified=True)
+        y = tape(name, last, y)
         if self.shortcut is not None:
             x = tape("shortcut", self.shortcut, x)
         if self.add is not None:
@@ -121,6 +126,7 @@ class Bottleneck(Block):
 
     stride_in: Stride = "1x1"
     expansion = 4
+    convolutions = 3
 
     def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> layers.ConvUnit:
         maps = outputs // self.expansion

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import cnn_arch
 from cnn_arch import execution, seeding
 from cnn_arch.census import Census, census
+from cnn_arch.folding import fold
 from cnn_arch.layers import Affine, BatchNorm
 from experiments import config as configs
 from experiments.runs.checkpoints import CheckpointError
@@ -31,6 +32,7 @@ class Skeleton:
     precision: execution.Precision = "default"
     dtype: str = "float32"  # in which it computes
     macs: Callable[[], int] = lambda: 0  # multiply-adds of an image, forward
+    is_ours: bool = True  # not of a user's module
 
     def multiplying(self) -> AbstractContextManager[None]:
         """A context: programs traced in it, forward and backward, multiply at its precision.
@@ -47,6 +49,14 @@ class Skeleton:
             cnn_arch.unflat_state(dict(stats), self.stats),
             copy=True,
         )
+
+    def folded(self, params: Flat, stats: Flat) -> tuple[Flat, Flat]:
+        """Parameters and statistics for a tape that fuses layers; of a skeleton in eval mode."""
+        net = self.merge(params, stats)
+        fold(net)
+        _, *states = nnx.split(net, nnx.Param, nnx.BatchStat)
+        folded_params, folded_stats = map(cnn_arch.flat_state, states)
+        return folded_params, folded_stats
 
     def check(self, params: Mapping[str, Any], stats: Mapping[str, Any], where: Path) -> None:
         """Raises CheckpointError, naming the first array that does not fit the network."""
@@ -129,9 +139,15 @@ def skeleton(
         if isinstance(layer, BatchNorm):
             layer.use_running_average |= is_frozen("/".join(map(str, path)), frozen)
     graphdef, params, stats = nnx.split(network, nnx.Param, nnx.BatchStat)
-    dtype = config.model.get("dtype", "float32")
-    macs = partial(_macs, name, arguments)
-    return Skeleton(graphdef, params, stats, config.model.precision, dtype, macs)
+    return Skeleton(
+        graphdef,
+        params,
+        stats,
+        config.model.precision,
+        dtype=config.model.get("dtype", "float32"),
+        macs=partial(_macs, name, arguments),
+        is_ours=config.model.get("source") is None,
+    )
 
 
 def _macs(name: str, arguments: Mapping[str, Any]) -> int:

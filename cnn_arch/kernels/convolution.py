@@ -20,10 +20,8 @@ def convolve(
     if groups > 1:
         parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
         return jnp.concatenate([convolve(x, k, stride, padding) for x, k in parts], axis=-1)
-    radius = kernel.shape[0] // 2
-    padding = radius if padding is None else padding
-    small = max(x.shape[1:3]) <= radius + 1
-    if stride == 1 and padding == radius > 0 and kernel.shape[0] % 2 and small:
+    padding = kernel.shape[0] // 2 if padding is None else padding
+    if _is_small(x, kernel, stride, padding):
         return _convolve_small_map(x, kernel)
     if onednn.takes(x):
         return onednn.convolve(x, kernel, stride, padding)
@@ -34,6 +32,18 @@ def convolve(
         [(padding, padding)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+def _is_small(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> bool:
+    """Whether every position of the map sees all others, and kernels are centred."""
+    radius = kernel.shape[0] // 2
+    centred = stride == 1 and padding == radius > 0 and kernel.shape[0] % 2 == 1
+    return centred and max(x.shape[1:3]) <= radius + 1
+
+
+def fuses(x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int) -> bool:
+    """Whether `convolve` is one call of oneDNN, for which there is `onednn.convolve_fused`."""
+    return onednn.takes(x) and groups == 1 and not _is_small(x, kernel, stride, padding)
 
 
 @jax.custom_vjp

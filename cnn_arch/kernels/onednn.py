@@ -224,10 +224,17 @@ def trial(dtype: str) -> None:
             y, back = jax.vjp(lambda x, k: convolve(x, k, stride, padding), x, k)
             return y, *back(dy)
 
+        bias, addend = drawn(outputs), drawn(images, out, out, outputs)
         with using("onednn"):
             values = ours(x, k, dy)
+            fused = jax.jit(convolve_fused, static_argnums=(4, 5, 6))(
+                *(x, k, bias, addend), True, stride, padding
+            )
         x, k, dy = (array.astype(np.float32) for array in (x, k, dy))
-        _compare("convolution", values, _by_numpy(x, k, dy, stride, padding), TOLERANCES[dtype])
+        expected = _by_numpy(x, k, dy, stride, padding)
+        _compare("convolution", values, expected, TOLERANCES[dtype])
+        total = np.maximum(expected[0] + bias.astype(np.float32) + addend.astype(np.float32), 0)
+        _compare("fused convolution", [fused], [total], TOLERANCES[dtype])
     x, k, dy = drawn(8, 37), drawn(37, 24), drawn(8, 24)
     with using("onednn"):
         values = jax.jit(lambda x, k, dy: (matmul(x, k), *jax.vjp(matmul, x, k)[1](dy)))(x, k, dy)
@@ -267,12 +274,53 @@ def _by_numpy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
     """Cross-correlation (B, H, W, C) * (k, k, C, F), both float32 or bfloat16, on a CPU device."""
+    sides, shape = (padding, padding), _shape(x, kernel, stride, padding)
+    return _convolution(x, kernel, shape, _HWIO, strides=(stride, stride), low=sides, high=sides)
+
+
+def convolve_fused(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    addend: jax.Array | None,
+    rectified: bool,
+    stride: int,
+    padding: int,
+) -> jax.Array:
+    """What `convolve` gives, plus biases (F,) and an addend, and of that the ReLU, in one pass.
+
+    bias, addend: where None, nothing is added. It has no gradient.
+    """
+    others: list[jax.Array] = []
+    operations = []
+    if bias is not None:
+        operations.append("BIAS")
+        others.append(bias.astype(x.dtype))
+    if addend is not None:
+        operations.append("BINARY_ADD")
+        others.append(addend)
+    if rectified:
+        operations.append("RELU")
+    sides = (padding, padding)
+    return _convolution(
+        x,
+        kernel,
+        _shape(x, kernel, stride, padding),
+        _HWIO,
+        strides=(stride, stride),
+        low=sides,
+        high=sides,
+        fused=tuple(operations),
+        others=others,
+    )
+
+
+def _shape(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> tuple[int, ...]:
+    """The output's, (B, h, w, F)."""
     batch, *sizes, _ = x.shape
     size, _, _, maps = kernel.shape
     height, width = ((n + 2 * padding - size) // stride + 1 for n in sizes)
-    sides = (padding, padding)
-    shape = (batch, height, width, maps)
-    return _convolution(x, kernel, shape, _HWIO, strides=(stride, stride), low=sides, high=sides)
+    return batch, height, width, maps
 
 
 def _forward(
@@ -418,10 +466,13 @@ def _convolution(
     low: Sequence[int],
     high: Sequence[int],
     dtype: Any = None,
+    fused: Sequence[str] = (),
+    others: Sequence[jax.Array] = (),
 ) -> jax.Array:
     """oneDNN's forward convolution (B, H, W, C) -> shape, of x's dtype or another.
 
-    axes: the kernel's.
+    axes: the kernel's. fused: what is done with its values before they are written, by the names of
+    XLA's OneDnnFusionConfig; others: what that needs.
     """
     layout = {"batch_dim": 0, "feature_dim": 3, "spatial_dims": (1, 2)}
     of_kernel = {
@@ -443,7 +494,10 @@ def _convolution(
         "window": window,
         "feature_groups": 1,
     }
-    return _call("convolution", {"onednn_conv_config": config}, shape, x, kernel, dtype)
+    if fused:
+        config["fusions"] = {"ops": fused}
+    arrays = x, kernel, *others
+    return _call("convolution", {"onednn_conv_config": config}, shape, *arrays, dtype=dtype)
 
 
 def _product(x: jax.Array, kernel: jax.Array, *, transposed: bool = False) -> jax.Array:
@@ -457,16 +511,15 @@ def _call(
     operation: str,
     config: Mapping[str, Any],
     shape: tuple[int, ...],
-    x: jax.Array,
-    y: jax.Array,
+    *arrays: jax.Array,
     dtype: Any = None,
 ) -> jax.Array:
     call = jax.ffi.ffi_call(
         f"__onednn${operation}",
-        jax.ShapeDtypeStruct(shape, dtype or x.dtype),
+        jax.ShapeDtypeStruct(shape, dtype or arrays[0].dtype),
         vmap_method="sequential",
         custom_call_api_version=2,
         legacy_backend_config=json.dumps(config),
     )
-    result: jax.Array = call(x, y)
+    result: jax.Array = call(*arrays)
     return result

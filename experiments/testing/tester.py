@@ -106,8 +106,7 @@ class Tester:
         views are tested with the fully convolutional network: class scores averaged over the map
         first, then the soft-max, or the sigmoid where images may be of several classes.
         """
-        forward = self.program(view, mirror=mirror, convolutions=self._convolutions(part, view))
-        for computed, batch in self._shown(forward, params, stats, part, view, mirror, places):
+        for computed, batch in self._shown(params, stats, part, view, mirror, places):
             columns = (computed, batch.indices, batch.labels, batch.enlarged)
             rows = [array[batch.mask] for array in columns]
             if self.data.targets is not None:
@@ -145,23 +144,25 @@ class Tester:
         It is the mean over each map, over an image's views, and with `mirror` their mirrors'. Of
         whole views it is the fully convolutional network's. layer: as in `layer_outputs`.
         """
-        whose = self._convolutions(part, view)
-        forward = self.program(view, mirror=mirror, layer=layer, convolutions=whose)
-        for values, batch in self._shown(forward, params, stats, part, view, mirror, places):
+        for values, batch in self._shown(params, stats, part, view, mirror, places, layer):
             columns = (values, batch.indices, batch.labels, batch.enlarged)
             yield Features(*(array[batch.mask] for array in columns))
 
     def _shown(
         self,
-        forward: Any,
         params: Any,
         stats: Any,
         part: str,
         view: crops.TestView,
         mirror: bool,
         places: np.ndarray | None,
+        layer: str = "",
     ) -> Iterator[tuple[np.ndarray, data_lib.Tested]]:
-        """What `forward` gives for each batch of the images of a part at `places`."""
+        """What `program` gives for each batch of the images of a part at `places`."""
+        convolutions = self._convolutions(part, view)
+        forward = self.program(view, mirror=mirror, layer=layer, convolutions=convolutions)
+        if self._fuses(view, layer, convolutions):
+            params, stats = jax.jit(self.skeleton.folded)(params, stats)
         if places is None:
             places = np.arange(self.data.counts[part])
         # No more than the largest part has images, so that one program tests all parts.
@@ -200,14 +201,22 @@ class Tester:
         convolutions: onednn.Convolutions = "xla",
     ) -> Any:
         """The jitted test of a batch: (params, stats, constants, inputs) -> log posteriors, a
-        layer's features, or where the network says boxes that of each image's class."""
+        layer's features, or where the network says boxes that of each image's class. Where it
+        fuses layers, params and stats are `Skeleton.folded`."""
         key = view, mirror, layer, convolutions
         if key not in self._programs:
-            program = self._program(view, mirror, layer)
+            fuses = self._fuses(view, layer, convolutions)
+            program = self._program(view, mirror, layer, fuses)
             self._programs[key] = program if convolutions == "xla" else _with_onednn(program)
         return self._programs[key]
 
-    def _program(self, view: crops.TestView, mirror: bool, layer: str) -> Any:
+    def _fuses(self, view: crops.TestView, layer: str, convolutions: onednn.Convolutions) -> bool:
+        """Whether layers are computed several at once. Outputs of layers, and whole views, need
+        them one by one; what a user's own network makes of its layers is not known."""
+        is_whole, own = isinstance(view, crops.WholeView), self.skeleton.is_ours
+        return convolutions == "onednn" and own and not layer and not is_whole
+
+    def _program(self, view: crops.TestView, mirror: bool, layer: str, fuses: bool) -> Any:
         is_whole, platform = isinstance(view, crops.WholeView), self.mesh.devices.flat[0].platform
 
         def forward(params: Any, stats: Any, constants: Any, inputs: data_lib.Arrays) -> jax.Array:
@@ -226,7 +235,7 @@ class Tester:
                 elif is_whole:
                     outputs = FullyConvolutional(net).scores(x, sizes)
                 else:
-                    outputs = net(x, tape=execution.tape(backend=platform))
+                    outputs = net(x, tape=execution.tape(backend=platform, fuses=fuses))
             if layer:
                 return outputs.reshape(b, views, -1).mean(axis=1)
             if self.boxes:  # of the one view, see `evaluate.Subject`

@@ -257,7 +257,11 @@ def test_trial_with_wrong_values_is_no_crash(dtype, monkeypatch):
     wrong = lambda *args: tuple(1.1 * part for part in right(*args))  # noqa: E731
     plain = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     convolve = lambda x, k, stride, pad: plain(x, k, (stride,) * 2, [(pad, pad)] * 2)  # noqa: E731
+    fused = lambda x, k, bias, addend, _, *sizes: jnp.maximum(  # noqa: E731
+        convolve(x, k, *sizes) + bias + addend, 0
+    )
     monkeypatch.setattr(onednn, "convolve", convolve)
+    monkeypatch.setattr(onednn, "convolve_fused", fused)
     monkeypatch.setattr(onednn, "matmul", jnp.matmul)
     assert onednn.verdict(dtype) == 0
     monkeypatch.setattr(onednn, "_by_numpy", wrong)
