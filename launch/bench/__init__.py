@@ -20,6 +20,7 @@ cnn-depth bench input
 cnn-depth bench input imagenet/val --json
 cnn-depth bench eval
 cnn-depth bench step --arch vgg:A@32x128
+cnn-depth bench forward
 cnn-depth bench compile --arch resnet:18@224x8
 cnn-depth bench end_to_end --json
 cnn-depth bench planning
@@ -30,6 +31,7 @@ BENCHES = {
     "input": "JPEG files to batches of training views",
     "eval": "the dense test beside 150 crops",
     "step": "a training step beside PyTorch's and Keras's",
+    "forward": "what a test computes beside PyTorch",
     "compile": "the time until a network trains",
     "end_to_end": "the program's start, and the training loop",
     "planning": "planning a sweep of many rows",

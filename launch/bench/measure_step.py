@@ -91,11 +91,18 @@ TITLES = {
     "ours": "ours",
     "torch": "PyTorch",
     "torch_compiled": "torch.compile",
+    "torch_frozen": "PyTorch, frozen",
     "keras": "Keras",
     "typed": "ours, as typed",
 }
 # On a CPU with instructions for bfloat16 these cases are measured in it too: PyTorch by autocast.
-BFLOAT16_CASES = ("cifar_resnet:20@32x128", "vgg:A@224x8", "resnet:18@224x8")
+BFLOAT16_CASES = (
+    "cifar_resnet:20@32x128",
+    "vgg:A@224x8",
+    "resnet:18@224x8",
+    "resnet:50@224x8, forward",
+    "vgg:D@224x8, forward",
+)
 IN_BFLOAT16 = {f"{library}_bfloat16": library for library in ("ours", "torch", "torch_compiled")}
 TITLES |= {name: f"{TITLES[library]}, bfloat16" for name, library in IN_BFLOAT16.items()}
 # Of ours over a peer on a GPU; on a CPU, (target, aim) of any, by case.
@@ -109,9 +116,12 @@ CPU_TARGETS: dict[str, tuple[float, float | None]] = {
     "resnet:18@224x8": (1.05, 1.2),
     "resnet:50@224x8": (1.05, 1.2),
     "lenet5:modern@32x32": (1.5, None),
+    "resnet:50@224x8, forward": (1.05, None),
+    "vgg:D@224x8, forward": (1.0, None),
 }
 CPU_TARGET = (0.8, 1.0)  # of other cases
-BFLOAT16_TARGET = (1.5, 2.5)  # over ours in float32
+BFLOAT16_TARGET = (1.5, 2.5)  # over ours in float32, a training step
+BFLOAT16_FORWARD_TARGET = (3.0, None)
 BFLOAT16_PEER_TARGET = (1.0, 1.2)
 TYPED_TARGET = 0.97  # of the command's own rate over that of its step
 # Images/s, (floor, aim), at 224 pixels in bfloat16 on one GPU of the H200's kind.
@@ -133,7 +143,7 @@ class Measurement:
     """The measurements of one case; dictionaries are by library."""
 
     case: Case
-    flops: float  # of a training step, an image
+    flops: float  # of a step, an image
     params: int  # trained values
     timings: dict[str, Series[Timing]] = field(default_factory=dict)
     descriptions: dict[str, dict[str, Any]] = field(
@@ -180,7 +190,7 @@ class Measurement:
     def to_json(self) -> dict[str, Any]:
         return {
             "case": self.case,
-            "train_flops_an_image": self.flops,
+            "flops_an_image": self.flops,
             "params": self.params,
             "peak_flops": {k: {"best": best(s), **s.to_json()} for k, s in self.peak.items()},
             "bandwidth": self.bandwidth
@@ -208,48 +218,80 @@ def best(series: Series[Peak]) -> float:
 
 def measure(args: argparse.Namespace, machine: dict[str, Any], console: Any) -> Report:
     """Every case in turns, then the trainings of runs."""
-    from cnn_arch.census import census
-
     frame.at_least(args, repeats=1, steps=LEAST_STEPS, batch=1, size=1, seeds=0)
     platform = devices.probe(devices.Slot()).platform
     devices.use_cpu_only()
     cpu = platform == "cpu"
     seeds = args.seeds if args.seeds is not None else 0 if cpu else 5
-    measurements, graphs = [], []
-    for case in cases_of(args, platform):
-        options = {"image_size": case.size, "classes": case.classes, **case.options}
-        measurements.append(Measurement(case, 3 * 2 * census(case.arch, **options).macs, 0))
-        graphs.append(None if args.peer == "none" else record(case.arch, **options))
+    cases = cases_of(args, CPU_CASES if cpu else ELSEWHERE, platform)
     libraries = ["ours"]
     for peer in ("torch", "keras"):
         if args.peer in ("all", peer):
             libraries += [peer, "torch_compiled"] if args.compiled and peer == "torch" else [peer]
-    in_bfloat16 = [name for name, library in IN_BFLOAT16.items() if library in libraries]
-    narrow = sum(has_bfloat16(m.case, platform) for m in measurements)
-    total = len(measurements) * (1 + len(libraries) * (1 + args.repeats))
-    total += narrow * len(in_bfloat16) * (1 + args.repeats)
-    total += (1 + args.repeats) * any(measures_command(m.case, platform) for m in measurements)
+    runs, total = None, turns(cases, libraries, args, platform)
     total += (1 + len(step_runs.TITLES) * args.repeats) if seeds else 0
-    runs = None
     with frame.turns_bar(console, total) as on_turn:
-        for measurement, graph in zip(measurements, graphs, strict=True):
-            also = in_bfloat16 if has_bfloat16(measurement.case, platform) else []
-            in_libraries(measurement, graph, [*libraries, *also], args, platform, on_turn)
+        measurements = in_turn(cases, libraries, args, platform, on_turn)
         if seeds:
             try:
                 runs = step_runs.measure(seeds, args.repeats, on_turn)
             except PeerEnded as error:  # what was measured is not lost with it
                 absent = dict.fromkeys(step_runs.TITLES, str(error))
                 runs = step_runs.Runs(seeds, 0, {}, absent, cpu)
-    device = frame.cpu(machine) if cpu else f"1 x {measurements[0].descriptions['ours']['device']}"
-    return report(measurements, runs, platform, device, args)
+    return report(measurements, runs, platform, device_of(measurements, machine), args)
 
 
-def cases_of(args: argparse.Namespace, platform: str) -> list[Case]:
-    """The cases of `--arch`, or the platform's own. Raises ConfigError, ArchitectureError."""
-    nets = args.arch or (CPU_CASES if platform == "cpu" else ELSEWHERE)
+def turns(
+    cases: Sequence[Case], libraries: Sequence[str], args: argparse.Namespace, platform: str
+) -> int:
+    """How many turns `in_turn` takes, if nothing is measured again."""
+    rows = sum(len(rows_of(case, libraries, platform)) for case in cases)
+    rows += any(measures_command(case, platform) for case in cases)
+    return len(cases) + rows * (1 + args.repeats)
+
+
+def in_turn(
+    cases: Sequence[Case],
+    libraries: Sequence[str],
+    args: argparse.Namespace,
+    platform: str,
+    on_turn: Callable[[str], None],
+) -> list[Measurement]:
+    """The measurements of cases, one after the other, each in its libraries in turns."""
+    from cnn_arch.census import census
+
+    measurements = []
+    for case in cases:
+        options = {"image_size": case.size, "classes": case.classes, **case.options}
+        flops = 2 * case.passes * census(case.arch, **options).macs
+        measurements.append(Measurement(case, flops, 0))
+        graph = None if args.peer == "none" else record(case.arch, **options)
+        rows = rows_of(case, libraries, platform)
+        in_libraries(measurements[-1], graph, rows, args, platform, on_turn)
+    return measurements
+
+
+def rows_of(case: Case, libraries: Sequence[str], platform: str) -> list[str]:
+    """The libraries that a case is measured in, in bfloat16 too where the CPU multiplies it."""
+    narrow = [name for name, library in IN_BFLOAT16.items() if library in libraries]
+    return [*libraries, *(narrow if has_bfloat16(case, platform) else [])]
+
+
+def device_of(measurements: Sequence[Measurement], machine: dict[str, Any]) -> str:
+    """The device that cases were measured on, for people."""
+    device = measurements[0].descriptions["ours"]["device"]
+    return frame.cpu(machine) if device == "cpu" else f"1 x {device}"
+
+
+def cases_of(args: argparse.Namespace, usual: Sequence[str], platform: str) -> list[Case]:
+    """The cases of `--arch`, or the usual ones. Raises ConfigError, ArchitectureError."""
     return choose(
-        nets, platform, size=args.size, batch=args.batch, dtype=args.dtype, width=args.width
+        args.arch or usual,
+        platform,
+        size=args.size,
+        batch=args.batch,
+        dtype=args.dtype,
+        width=args.width,
     )
 
 
@@ -362,8 +404,8 @@ def items(measurement: Measurement, platform: str) -> list[Item]:
             subject, base, target, aim = "typed", "ours", TYPED_TARGET, None
             title = f"{case} {TITLES['typed'].removeprefix('ours, ')} over its bare step"
         elif library == "ours_bfloat16":
-            subject, base, (target, aim) = library, "ours", BFLOAT16_TARGET
-            title = f"{case} in bfloat16 over float32"
+            subject, base, title = library, "ours", f"{case} in bfloat16 over float32"
+            target, aim = BFLOAT16_FORWARD_TARGET if case.forward else BFLOAT16_TARGET
         elif library in IN_BFLOAT16:
             subject, (target, aim) = "ours_bfloat16", BFLOAT16_PEER_TARGET
         name = f"{case.arch}_{case.size}_{case.batch}_over_{library}"
@@ -387,9 +429,9 @@ def items(measurement: Measurement, platform: str) -> list[Item]:
 
 COLUMNS = ("case", "library", "images/s", "lowest", "highest", "GFLOP/s", "of peak", "MiB")
 EXPLAINED = (
-    "Cases: architecture, pixels, batch. GFLOP/s: three times the forward pass's, two FLOP a "
-    "multiply-add; of peak: over the faster of the large matrix products, in the same dtype; MiB: "
-    "what the training took at most, on a CPU with what compiling took."
+    "Cases: architecture, pixels, batch. GFLOP/s: of a training step three times the forward "
+    "pass's, two FLOP a multiply-add; of peak: over the faster of the large matrix products of the "
+    "case's dtype; MiB: what it took at most, on a CPU with what compiling took."
 )
 
 

@@ -26,7 +26,7 @@ COPIED = {"cpu": 2**26, "elsewhere": 2**28}
 
 @dataclass(frozen=True)
 class Case:
-    """A network that is trained, and the batch that it is trained on."""
+    """A network that is trained or tested, and the batch that it is trained or tested on."""
 
     arch: str
     size: int  # side of the images, pixels
@@ -34,6 +34,7 @@ class Case:
     classes: int
     dtype: str
     width: float = 1.0
+    forward: bool = False  # a test's forward pass in place of a training step
 
     @property
     def options(self) -> dict[str, Any]:
@@ -43,7 +44,12 @@ class Case:
 
     def __str__(self) -> str:
         width = "" if self.width == 1 else f" width {self.width:g}"
-        return f"{self.arch}@{self.size}x{self.batch}{width}"
+        return f"{self.arch}@{self.size}x{self.batch}{width}{', forward' * self.forward}"
+
+    @property
+    def passes(self) -> int:
+        """A step's multiply-adds, as a multiple of the forward pass's."""
+        return 1 if self.forward else 3
 
 
 def choose(
@@ -90,7 +96,7 @@ class Peak:
 
 
 class Runner(abc.ABC):
-    """A training in this process."""
+    """A training, or a test, in this process."""
 
     params: int  # trained values
     device: str  # kind of the device
@@ -103,7 +109,7 @@ class Runner(abc.ABC):
 
     @abc.abstractmethod
     def steps(self, number: int) -> None:
-        """So many training steps; they are done when this returns."""
+        """So many steps; they are done when this returns."""
 
     @abc.abstractmethod
     def peak_bytes(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from cnn_arch import execution
 from cnn_arch.kernels import onednn
 from experiments import config as config_lib
 from experiments import data as data_lib
+from experiments import network
 from experiments.data.preprocessing import Preprocessing
 from experiments.training import state as training_state
 from input_pipeline.resident import Normalisation, TrainView
@@ -84,13 +87,19 @@ def training(
         crop=case.size,
         Q=case.size,
     )
-    config = config_lib.base()
-    config.model = config_lib.model(case.arch, **case.options)
-    config.data.image_size = case.size
+    config = config_of(case)
     config.optimizer.momentum, config.optimizer.weight_decay = step_case.MOMENTUM, step_case.DECAY
     config.schedule.kind, config.schedule.lr = "constant", step_case.RATE
     config.train.batch_size, config.train.steps = case.batch, 2**30
     return training_state.start(config, data, mesh, None, convolutions)
+
+
+def config_of(case: Case) -> ml_collections.ConfigDict:
+    """A config with a case's network and images."""
+    config = config_lib.base()
+    config.model = config_lib.model(case.arch, **case.options)
+    config.data.image_size = case.size
+    return config
 
 
 class _Timed:
@@ -140,13 +149,16 @@ class Ours(Runner):
         self.place = "cpu" if self.platform == "cpu" else "elsewhere"
         self.device = jax.devices()[0].device_kind
         self.before = most_resident()
-        convolutions = onednn.chosen(case.dtype)  # as in a long training
-        self.training = training(case, devices.mesh(1), convolutions)
-        self.params = sum(x.size for x in self.training.state["params"].values())
+        self.convolutions = onednn.chosen(case.dtype)  # as in a long training or a large test
         self.note = "XLA"
         if self.place == "cpu":
-            self.note += f", convolutions {convolutions}, {devices.usable_cores()} cores"
+            self.note += f", convolutions {self.convolutions}, {devices.usable_cores()} cores"
         self.peaks = {"product": self._product, "copy": self._copy}
+        self.set_up()
+
+    def set_up(self) -> None:
+        self.training = training(self.case, devices.mesh(1), self.convolutions)
+        self.params = sum(x.size for x in self.training.state["params"].values())
 
     def steps(self, number: int) -> None:
         for _ in range(number):
@@ -171,3 +183,33 @@ class Ours(Runner):
         a = jnp.zeros(step_case.COPIED[self.place], jnp.float32)
         copy = jax.jit(lambda a: a + 1)
         return step_case.peak(lambda: jax.block_until_ready(copy(a)), 2 * a.nbytes, self.platform)
+
+
+class OurForward(Ours):
+    """A test's forward pass, from normalised images to log posteriors, on the first device."""
+
+    def set_up(self) -> None:
+        config = config_of(self.case)
+        skeleton = network.skeleton(config, self.case.classes, 3, train=False)
+        arrays = jax.device_put(network.initial(config, self.case.classes, 3))
+        self.params = sum(x.size for x in arrays[0].values())
+        images, _ = step_case.made_up(self.case)
+
+        fuses = self.convolutions == "onednn"
+
+        def forward(params: Any, stats: Any, x: jax.Array) -> jax.Array:
+            tape, net = execution.tape(fuses=fuses), skeleton.merge(params, stats)
+            with skeleton.multiplying():
+                return jax.nn.log_softmax(net(x, tape=tape))
+
+        program = jax.jit(forward, compiler_options=execution.compiler_options())
+        inputs = (*(skeleton.folded(*arrays) if fuses else arrays), jax.device_put(images))
+        with onednn.using(self.convolutions):
+            self.program = functools.partial(program.lower(*inputs).compile(), *inputs)
+
+    def steps(self, number: int) -> None:
+        for _ in range(number):
+            jax.block_until_ready(self.program())
+
+    def bytes_accessed(self) -> float | None:
+        return None

@@ -37,16 +37,20 @@ def worker(library: str, case: Case, graph: Graph | None, platform: str) -> Proc
 def start(
     library: str, case: Case, graph: Graph | None, platform: str, threads: int
 ) -> tuple[dict[str, Any], Answer]:
-    """Makes a training; gives its description, and the function that answers questions about it.
+    """Makes a training or a test; gives its description, and what answers questions about it.
 
     The answer to a `burst` of at least so many steps is its time; to `memory`, the most bytes that
-    the training took; to a large `product` or `copy`, its peak.
+    it took; to a large `product` or `copy`, its peak.
     """
     runner: Runner
     if library == "ours":
-        from launch.bench.step_ours import Ours
+        from launch.bench.step_ours import OurForward, Ours
 
-        runner = Ours(case)
+        runner = OurForward(case) if case.forward else Ours(case)
+    elif case.forward:
+        from launch.bench.torch_net import TorchForward
+
+        runner = TorchForward(case, graph, platform, threads, frozen=library == "torch_frozen")
     elif library == "keras":
         from launch.bench.keras_net import Keras
 

@@ -113,7 +113,7 @@ class Torch(Runner):
         x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(self.place)
         self.x = x.contiguous(memory_format=torch.channels_last)
         self.y = torch.from_numpy(labels.astype(np.int64)).to(self.place)
-        self.net = torch.compile(net) if compiled else net
+        self.net: Any = torch.compile(net) if compiled else net
         self.note = f"{threads} threads"
         self.peaks = {"product": self._product}
 
@@ -143,3 +143,24 @@ class Torch(Runner):
                 torch.cuda.synchronize()
 
         return step_case.peak(once, 2 * side**3, self.place)
+
+
+class TorchForward(Torch):
+    """PyTorch's forward pass in eval mode; frozen, it folds normalisations and merges ReLUs."""
+
+    def __init__(
+        self, case: Case, graph: Graph | None, platform: str, threads: int, *, frozen: bool
+    ):
+        super().__init__(case, graph, platform, threads, compiled=False)
+        jit = self.torch.jit
+        self.net.eval()
+        if frozen:
+            with self.torch.inference_mode():
+                self.net = jit.optimize_for_inference(jit.freeze(jit.trace(self.net, self.x)))
+
+    def steps(self, number: int) -> None:
+        torch, is_bfloat16 = self.torch, self.case.dtype == "bfloat16"
+        with torch.inference_mode(), torch.autocast(self.place, torch.bfloat16, is_bfloat16):
+            for _ in range(number):
+                logits = self.net(self.x)
+            torch.nn.functional.log_softmax(logits.float(), dim=1).sum().item()

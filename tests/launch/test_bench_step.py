@@ -15,14 +15,18 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import ArchitectureError
+from cnn_arch.census import census
 from cnn_arch.kernels import onednn
+from experiments import network
 from experiments.config import ConfigError
 from launch import cli, devices
 from launch.bench import (
     frame,
     keras_net,
+    measure_forward,
     measure_step,
     process,
+    step_case,
     step_ours,
     step_runs,
     step_typed,
@@ -223,10 +227,37 @@ def test_ours_is_trained_by_the_step_of_runs():
     assert all((before[name] != after[name]).any() for name in before if "kernel" in name)
 
 
+def test_ours_is_tested_as_its_network_says():
+    case = Case("resnet:18", 32, 2, 10, "float32", 0.1, forward=True)
+    runner = step_ours.OurForward(case)
+    config = step_ours.config_of(case)
+    skeleton = network.skeleton(config, 10, 3, train=False)
+    params, stats = network.initial(config, 10, 3)
+    assert runner.params == sum(x.size for x in params.values())
+    expected = jax.nn.log_softmax(skeleton.merge(params, stats)(step_case.made_up(case)[0]))
+    np.testing.assert_allclose(runner.program(), expected, atol=1e-4)
+    runner.steps(1)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_torch_is_tested_in_eval_mode(dtype, frozen):
+    pytest.importorskip("torch")
+    case = Case("resnet:18", 64, 2, 10, dtype, 0.05, forward=True)
+    graph = recorded("resnet:18", 64, {"width": 0.05})
+    runner = torch_net.TorchForward(case, graph, "cpu", 1, frozen=frozen)
+    with runner.torch.inference_mode():
+        logits = [runner.net(runner.x[:n]).numpy() for n in (1, 2)]
+    np.testing.assert_allclose(logits[0][0], logits[1][0], atol=1e-4)  # no statistics of a batch
+    runner.steps(1)
+
+
 def choose(*words, platform="cpu"):
     parser = argparse.ArgumentParser()
     measure_step.add_arguments(parser)
-    return measure_step.cases_of(parser.parse_args(words), platform)
+    usual = measure_step.CPU_CASES if platform == "cpu" else measure_step.ELSEWHERE
+    return measure_step.cases_of(parser.parse_args(words), usual, platform)
 
 
 def test_cases_are_as_asked_or_the_platforms():
@@ -242,7 +273,9 @@ def test_cases_are_as_asked_or_the_platforms():
         "lenet5:modern@32x32",
     ]
     assert [case.classes for case in choose()] == [10, 10, 10, 1000, 1000, 1000, 1000, 10]
-    assert set(names) == set(measure_step.CPU_TARGETS)
+    tested = {f"{name}@224x8, forward" for name in measure_forward.CASES}
+    assert {*names, *tested} == set(measure_step.CPU_TARGETS)
+    assert {*measure_step.BFLOAT16_CASES} <= {*names, *tested}
     assert {(c.size, c.batch, c.dtype) for c in choose(platform="gpu")} == {(224, 256, "bfloat16")}
     (case,) = choose("--arch", "vgg:A", "--size", "64", "--batch", "3", "--dtype", "bfloat16")
     assert case == Case("vgg:A", 64, 3, 10, "bfloat16")
@@ -533,6 +566,19 @@ def run(stand_ins, capsys):
         return json.loads(output) if "--json" in words else output
 
     return run
+
+
+def test_a_forward_pass_is_measured_beside_pytorch_as_it_is_and_frozen(stand_ins, capsys):
+    tiny = ["--arch", "cifar_resnet:8@16x2", "--width", "0.25", "--repeats", "1", "--json"]
+    assert cli.main(["bench", "forward", *tiny]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (case,) = answer["cases"]
+    assert list(case["libraries"]) == ["ours", "torch", "torch_frozen"]
+    options = {"image_size": 16, "classes": 10, "width": 0.25}
+    assert case["flops_an_image"] == 2 * census("cifar_resnet:8", **options).macs
+    titles = [item["title"] for item in answer["items"]]
+    name = "cifar_resnet:8@16x2 width 0.25, forward"
+    assert titles == [f"{name} over PyTorch", f"{name} over PyTorch, frozen"]
 
 
 def test_runs_that_cannot_be_measured_lose_nothing_else(run, monkeypatch):
