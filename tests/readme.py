@@ -67,6 +67,7 @@ RULES = {
     "cnn-depth bench input ": "--repeats 1 --images 16 --batch-size 4 --entries 1000 --peer none",
     "cnn-depth bench eval": "--repeats 1 --arch vgg:A --width 0.0625",
     "cnn-depth bench step": "--repeats 1 --peer none --arch cifar_resnet:8@32x8",
+    "cnn-depth bench forward": "--repeats 1 --peer none --arch cifar_resnet:8@32x8",
     "cnn-depth bench compile": "--arch cifar_resnet:8@32x2",
     "cnn-depth bench end_to_end": "--repeats 1 --steps 20 --longest 100",
     "cnn-depth bench planning": "--rows 10",

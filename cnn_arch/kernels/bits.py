@@ -1,7 +1,7 @@
 """bfloat16 maps as whole numbers, which XLA on a CPU moves as they are.
 
-What only moves values, such as a transposition, it does for bfloat16 in float32: three times the
-memory traffic (jaxlib 0.10.2).
+It slices, reverses, pads and joins bfloat16 in float32 (jaxlib 0.10.2), so that a loop over parts
+of a map holds a float32 copy of all of it. It transposes uint16 in half the time, too.
 """
 
 import jax

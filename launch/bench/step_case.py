@@ -35,6 +35,7 @@ class Case:
     dtype: str
     width: float = 1.0
     forward: bool = False  # a test's forward pass in place of a training step
+    channels: int = 3
 
     @property
     def options(self) -> dict[str, Any]:
@@ -83,7 +84,8 @@ def choose(
             raise ConfigError(f"--arch {net}: the batch must be at least 1, not {images}")
         classes = 10 if pixels <= SMALL else inputs.classes
         precision = dtype or ("float32" if cpu else "bfloat16")
-        cases.append(Case(name, pixels, images, classes, precision, width))
+        case = Case(name, pixels, images, classes, precision, width, channels=inputs.channels)
+        cases.append(case)
     return cases
 
 
@@ -153,8 +155,8 @@ def peak(once: Callable[[], object], amount: float, platform: str) -> Peak:
 
 
 def made_up(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Images (B, h, w, 3) float32 and labels (B,) int32."""
+    """Images (B, h, w, channels) float32 and labels (B,) int32."""
     random = np.random.default_rng(0)
-    shape = (case.batch, case.size, case.size, 3)
+    shape = (case.batch, case.size, case.size, case.channels)
     images = random.standard_normal(shape, np.float32)
     return images, random.integers(0, case.classes, case.batch, dtype=np.int32)

@@ -79,7 +79,7 @@ def training(
         name="made up",
         fingerprint="",
         counts={"train": case.batch},
-        preprocessing=Preprocessing(identity, tuple(map(str, range(case.classes))), 3),
+        preprocessing=Preprocessing(identity, tuple(map(str, range(case.classes))), case.channels),
         constants=(images, labels),
         labels=labels,
         parts={},
@@ -190,8 +190,9 @@ class OurForward(Ours):
 
     def set_up(self) -> None:
         config = config_of(self.case)
-        skeleton = network.skeleton(config, self.case.classes, 3, train=False)
-        arrays = jax.device_put(network.initial(config, self.case.classes, 3))
+        shape = self.case.classes, self.case.channels
+        skeleton = network.skeleton(config, *shape, train=False)
+        arrays = jax.device_put(network.initial(config, *shape))
         self.params = sum(x.size for x in arrays[0].values())
         images, _ = step_case.made_up(self.case)
 

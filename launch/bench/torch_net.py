@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,8 @@ class TorchForward(Torch):
         jit = self.torch.jit
         self.net.eval()
         if frozen:
-            with self.torch.inference_mode():
+            with self.torch.inference_mode(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript
                 self.net = jit.optimize_for_inference(jit.freeze(jit.trace(self.net, self.x)))
 
     def steps(self, number: int) -> None:

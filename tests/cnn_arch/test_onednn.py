@@ -1,6 +1,7 @@
 """oneDNN's convolutions beside XLA's, and what happens where they do not work."""
 
 import json
+import re
 from functools import partial
 
 import jax
@@ -93,6 +94,18 @@ def test_of_bfloat16_only_the_sums_are_rounded(
         assert value.dtype == jnp.bfloat16
         least = 2e-5 * np.abs(right).max()  # what float32 sums in another order differ by
         np.testing.assert_allclose(value.astype(np.float32), right, rtol=2**-8, atol=least)
+
+
+@works_in_bfloat16
+def test_parts_of_bfloat16_maps_are_not_widened():
+    """XLA on a CPU (jaxlib 0.10.2) would copy all of a map to float32, to loop over its parts."""
+    x, dy = (jnp.zeros((32, 28, 28, maps), jnp.bfloat16) for maps in (16, 8))
+    with onednn.using("onednn"):
+        program = jax.jit(partial(onednn._of_kernel, size=3, stride=1, pad=1))
+        text = program.lower(x, dy).compile().as_text()
+    (held,) = re.findall(r"= \((.*?)\) while\(", text)
+    assert "u16[4,8,28,28,16]" in held
+    assert "f32[4,8" not in held
 
 
 @works_in_bfloat16

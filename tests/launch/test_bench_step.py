@@ -240,6 +240,19 @@ def test_ours_is_tested_as_its_network_says():
 
 
 @pytest.mark.peers
+@pytest.mark.parametrize("library", ["torch", "keras"])
+def test_peers_train_a_network_of_grey_images(library):
+    pytest.importorskip(library)
+    (case,) = choose("--arch", "lenet5:modern@32x4")
+    assert step_case.made_up(case)[0].shape == (4, 32, 32, 1)
+    training = step_ours.training(case, devices.mesh(1))
+    graph = record(case.arch, image_size=32, classes=10, **case.options)
+    values = sum(x.size for x in training.state["params"].values())
+    with step_workers.worker(library, case, graph, "cpu") as peer:
+        assert peer.description["params"] == graph.params == values
+
+
+@pytest.mark.peers
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_torch_is_tested_in_eval_mode(dtype, frozen):
