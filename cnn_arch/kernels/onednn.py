@@ -224,7 +224,7 @@ def trial(dtype: str) -> None:
             y, back = jax.vjp(lambda x, k: convolve(x, k, stride, padding), x, k)
             return y, *back(dy)
 
-        bias, addend = drawn(outputs), drawn(images, out, out, outputs)
+        bias, addend = drawn(outputs).astype(np.float32), drawn(images, out, out, outputs)
         with using("onednn"):
             values = ours(x, k, dy)
             fused = jax.jit(convolve_fused, static_argnums=(4, 5, 6))(
@@ -233,7 +233,7 @@ def trial(dtype: str) -> None:
         x, k, dy = (array.astype(np.float32) for array in (x, k, dy))
         expected = _by_numpy(x, k, dy, stride, padding)
         _compare("convolution", values, expected, TOLERANCES[dtype])
-        total = np.maximum(expected[0] + bias.astype(np.float32) + addend.astype(np.float32), 0)
+        total = np.maximum(expected[0] + bias + addend.astype(np.float32), 0)
         _compare("fused convolution", [fused], [total], TOLERANCES[dtype])
     x, k, dy = drawn(8, 37), drawn(37, 24), drawn(8, 24)
     with using("onednn"):
@@ -287,15 +287,15 @@ def convolve_fused(
     stride: int,
     padding: int,
 ) -> jax.Array:
-    """What `convolve` gives, plus biases (F,) and an addend, and of that the ReLU, in one pass.
+    """What `convolve` gives, plus biases and an addend, and of that the ReLU, in one pass.
 
-    bias, addend: where None, nothing is added. It has no gradient.
+    bias: (F,) float32; addend: like the output. Where None, nothing is added. No gradient.
     """
     others: list[jax.Array] = []
     operations = []
     if bias is not None:
         operations.append("BIAS")
-        others.append(bias.astype(x.dtype))
+        others.append(bias)
     if addend is not None:
         operations.append("BINARY_ADD")
         others.append(addend)

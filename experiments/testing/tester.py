@@ -162,7 +162,8 @@ class Tester:
         convolutions = self._convolutions(part, view)
         forward = self.program(view, mirror=mirror, layer=layer, convolutions=convolutions)
         if self._fuses(view, layer, convolutions):
-            params, stats = jax.jit(self.skeleton.folded)(params, stats)
+            fold = self._programs.setdefault("fold", jax.jit(self.skeleton.folded))
+            params, stats = fold(params, stats)
         if places is None:
             places = np.arange(self.data.counts[part])
         # No more than the largest part has images, so that one program tests all parts.

@@ -378,6 +378,9 @@ def test_on_a_gpu_there_are_floors():
     torch, floor = measure_step.items(found(ours=[20_000.0], torch=[20_000.0]), "gpu")
     assert (torch.target, torch.met) == (1.15, False)
     assert (floor.target, floor.aim, floor.measured.median) == (1.0, 1.38, 1.25)
+    tested = found(ours=[20_000.0], torch=[20_000.0])
+    tested.case = replace(tested.case, forward=True)
+    assert len(measure_step.items(tested, "gpu")) == 1  # the floors are of training
 
 
 def test_peer_with_another_number_of_values_is_refused():
