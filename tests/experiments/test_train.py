@@ -542,7 +542,7 @@ def test_memory_that_is_too_small_for_a_step_names_what_makes_less_do(
 def test_memory_that_is_too_small_for_a_test_names_what_makes_less_do(tmp_path, monkeypatch):
     run = create(tiny(train__steps=1, test__batch_size=50), tmp_path)
 
-    def small(self, view, mirror, layer):
+    def small(self, view, mirror, layer, fuses):
         def forward(*arguments):
             raise jax.errors.JaxRuntimeError(OUT_OF_MEMORY)
 
