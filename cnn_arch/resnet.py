@@ -12,6 +12,7 @@ but the first halves the map in its first convolution. The plain networks are th
 shortcuts.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -68,7 +69,6 @@ class Block(Composite):
     """
 
     expansion = 1  # maps out for each map of the stage
-    convolutions = 2
 
     def __init__(
         self,
@@ -97,7 +97,8 @@ class Block(Composite):
         raise NotImplementedError
 
     def __call__(self, tape: Tape, x: jax.Array) -> jax.Array:
-        *names, name = (f"conv{i}" for i in range(1, self.convolutions + 1))
+        possible = (f"conv{i}" for i in itertools.count(1))
+        *names, name = itertools.takewhile(partial(hasattr, self), possible)
         y, last = x, getattr(self, name)
         for earlier in names:
             y = tape(earlier, getattr(self, earlier), y)
@@ -126,7 +127,6 @@ class Bottleneck(Block):
 
     stride_in: Stride = "1x1"
     expansion = 4
-    convolutions = 3
 
     def add_layers(self, inputs: int, outputs: int, stride: int, **unit: Any) -> layers.ConvUnit:
         maps = outputs // self.expansion

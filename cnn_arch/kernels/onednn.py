@@ -224,7 +224,8 @@ def trial(dtype: str) -> None:
             y, back = jax.vjp(lambda x, k: convolve(x, k, stride, padding), x, k)
             return y, *back(dy)
 
-        bias, addend = drawn(outputs).astype(np.float32), drawn(images, out, out, outputs)
+        bias: np.ndarray = drawn(outputs).astype(np.float32)
+        addend = drawn(images, out, out, outputs)
         with using("onednn"):
             values = ours(x, k, dy)
             fused = jax.jit(convolve_fused, static_argnums=(4, 5, 6))(

@@ -8,6 +8,9 @@ from flax import nnx
 
 import cnn_arch
 from cnn_arch import ArchitectureError, flat_state, unflat_state
+from cnn_arch.layers import ConvUnit, weights
+from cnn_arch.network import EndpointTape
+from cnn_arch.resnet import BasicBlock
 from tests.cnn_arch import reference
 
 SMALL = {
@@ -326,3 +329,21 @@ def test_weights_are_not_drawn_under_a_trace():
     create = partial(cnn_arch.create, "vgg:A", image_size=32, width=1 / 16)
     with pytest.raises(ArchitectureError, match="outside of jit"):
         jax.jit(lambda key: nnx.state(create(rngs=nnx.Rngs(key))))(jax.random.key(0))
+
+
+class ThreeConvolutions(BasicBlock):
+    """A block as a user's own module may have it."""
+
+    def add_layers(self, inputs, outputs, stride, **unit):
+        super().add_layers(inputs, outputs, stride, **unit)
+        self.conv3 = ConvUnit(outputs, outputs, 3, activation=None, **unit)
+        return self.conv3
+
+
+def test_a_block_calls_every_convolution_that_it_has():
+    options = {"group_size": 0, "use_bias": False, **weights("he", "float32", nnx.Rngs(0))}
+    block = ThreeConvolutions(4, 4, 1, shortcut="A", zero_gamma=False, **options)
+    tape = EndpointTape()
+    block(tape, images(2, 8, channels=4))
+    called = [name for name in tape.outputs if "/" not in name]
+    assert called == ["conv1", "conv2", "conv3", "add", "relu"]
