@@ -25,6 +25,19 @@ from launch.verbs import cancel, retry
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "7_1"
 
+started = []  # the processes of the jobs that a test has started
+
+
+@pytest.fixture(autouse=True)
+def no_job_is_left():
+    """A test that fails leaves no job behind that trains on beside the next ones."""
+    yield
+    for job in started:
+        if job.poll() is None:
+            job.terminate()  # it ends its runs
+            job.wait(timeout=60)
+    started.clear()
+
 
 def tiny(seed, steps):
     config = configs.base()
@@ -36,7 +49,7 @@ def tiny(seed, steps):
     return config
 
 
-def create(folder, seed, steps=10):
+def create(folder, seed, steps=30):
     c = tiny(seed, steps)
     label = {"study": "t", "row": f"row {seed}", "seed_from": None}
     run = runs.create(c, data.open_data(c.data).fingerprint, folder, label)
@@ -56,12 +69,19 @@ def start(folder, members, restarts=0):
     environment |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
     environment |= {"SLURM_RESTART_COUNT": str(restarts)}
     words = [sys.executable, "-P", "-m", "launch.executors.worker", "--jobs", str(file)]
-    return subprocess.Popen(words, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)})
+    job = subprocess.Popen(words, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)})
+    started.append(job)
+    return job
 
 
 def network(run):
     _, trees = checkpoints.load_network(run.checkpoints)
     return {f"{kind}.{n}": np.asarray(a) for kind in trees for n, a in trees[kind].items()}
+
+
+def has_saved(run):
+    """Whether the run has a whole checkpoint; which one it is changes, as older ones go."""
+    return any(folder.name.isdigit() for folder in run.checkpoints.glob("*"))
 
 
 def until(condition, seconds=120):
@@ -89,7 +109,7 @@ def alone(tmp_path_factory):
 def test_stopped_and_lost_runs_go_on_as_if_alone(alone, tmp_path):
     members = [create(tmp_path, seed) for seed in (0, 1)]
     job = start(tmp_path, members)
-    until(lambda: all(any(run.checkpoints.glob("5")) for run in members))
+    until(lambda: all(map(has_saved, members)))
     if process := processes(members[0]):
         os.kill(process, signal.SIGKILL)  # it is started again in the same job
     time.sleep(0.5)
@@ -105,13 +125,13 @@ def test_stopped_and_lost_runs_go_on_as_if_alone(alone, tmp_path):
 
 def test_run_that_is_cancelled_or_fails_leaves_the_others_alone(alone, tmp_path):
     cancelled, failing, intact = (
-        create(tmp_path, seed, steps) for seed, steps in ((0, 100_000), (2, 10), (1, 10))
+        create(tmp_path, seed, steps) for seed, steps in ((0, 100_000), (2, 30), (1, 30))
     )
     about = json.loads((failing.folder / "run.json").read_text())
     about["config"]["schedule"]["lr"] = 1e4
     (failing.folder / "run.json").write_text(json.dumps(about))
     job = start(tmp_path, [cancelled, failing, intact])
-    until(lambda: any(cancelled.checkpoints.glob("5")))
+    until(lambda: has_saved(cancelled))
     write_json(cancelled.folder / "cancelled.json", {"time": time.time(), "by": "me"})
     assert job.wait(timeout=300) == 3
     assert state.of(cancelled)[0] == "cancelled"
