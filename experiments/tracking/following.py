@@ -33,7 +33,9 @@ class Sender:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # an interrupt of the terminal is the training's
+            # An interrupt of the terminal is the training's. The process stays in the training's
+            # session, as Linux may weigh priorities within a session only (sched(7), autogroups).
+            process_group=0,
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
