@@ -113,8 +113,16 @@ def chosen(dtype: str = "float32") -> Convolutions:
 
 def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for products of bfloat16."""
-    words = " ".join(_processor()).split()
-    return any(flag in words for flag in BFLOAT16_FLAGS)
+    return any(flag in _words() for flag in BFLOAT16_FLAGS)
+
+
+def has_avx512() -> bool:
+    """Whether this processor computes with 16 float32 at once, with which oneDNN gains most."""
+    return "avx512f" in _words()
+
+
+def _words() -> list[str]:
+    return " ".join(_processor()).split()
 
 
 def _processor() -> list[str]:

@@ -9,8 +9,12 @@ from experiments import data as data_lib
 from experiments import network
 from experiments.runs import runs
 
-# A training of at least so many multiply-adds takes oneDNN's: some minutes on two cores.
-ONEDNN_FROM_MACS = 1e13
+# A training of at least so many multiply-adds takes oneDNN's, by whether the processor has AVX-512.
+# They are compiled at every start, which a step that takes 0.7 of the time with AVX-512, and 0.9
+# without it, must outweigh.
+ONEDNN_FROM_MACS = {True: 1e12, False: 1e13}
+# A step of fewer multiply-adds is slower with them: LeNet-5's on one image takes 1.6 times as long.
+STEP_FROM_MACS = 3e7
 
 
 def choose(
@@ -20,7 +24,7 @@ def choose(
 
     oneDNN's and XLA's differ by rounding, so a change would be seen in the last digits of a run
     that goes on; only $CNN_DEPTH_CONVOLUTIONS makes one. A short training takes XLA's, whose
-    compiled program is kept for the next start.
+    compiled program is kept for the next start, and so does one of small steps.
 
     Raises RunError where the run was begun with oneDNN's, which do not work here, and
     ArchitectureError as `onednn.chosen` does.
@@ -32,7 +36,7 @@ def choose(
     previous = execution.get("convolutions", "xla" if resumed else None)
     if wished != "auto":
         library = onednn.chosen(dtype)
-    elif previous == "xla" or (previous is None and _macs(config, data) < ONEDNN_FROM_MACS):
+    elif previous == "xla" or (previous is None and not _gains(config, data)):
         library = "xla"
     else:
         library = onednn.chosen(dtype)
@@ -47,7 +51,9 @@ def choose(
     return library
 
 
-def _macs(config: ConfigDict, data: data_lib.Data) -> float:
-    """Multiply-adds of the whole training, forward and backward."""
-    examples = data_lib.total_steps(config, data.counts["train"]) * config.train.batch_size
-    return 3.0 * examples * network.cost(config, data.classes, data.channels).macs
+def _gains(config: ConfigDict, data: data_lib.Data) -> bool:
+    """Whether the training, forward and backward, has enough multiply-adds, and each step too."""
+    macs = network.cost(config, data.classes, data.channels).macs
+    step_macs = 3.0 * macs * config.train.batch_size
+    total = step_macs * data_lib.total_steps(config, data.counts["train"])
+    return step_macs >= STEP_FROM_MACS and total >= ONEDNN_FROM_MACS[onednn.has_avx512()]

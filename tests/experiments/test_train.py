@@ -181,15 +181,32 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(finished, tmp_path)
 def test_run_with_onednn_goes_on_with_it_bit_for_bit(dtype, monkeypatch, tmp_path):
     if not onednn.works(dtype):
         pytest.skip(f"oneDNN does not multiply {dtype} on this processor")
-    monkeypatch.setattr(convolutions, "ONEDNN_FROM_MACS", 0)
+    monkeypatch.setattr(convolutions, "_gains", lambda *_: True)
     config = tiny(train__steps=4, model__dtype=dtype)
     undisturbed = trained(config, tmp_path / "undisturbed")
     assert undisturbed.read("execution") == {"convolutions": "onednn"}
     run = create(config, tmp_path)
     stop_at(run, 2)
-    monkeypatch.setattr(convolutions, "ONEDNN_FROM_MACS", float("inf"))
+    monkeypatch.setattr(convolutions, "_gains", lambda *_: False)
     finish(run)
     assert_same_bits(network(run), network(undisturbed))
+
+
+@pytest.mark.parametrize(("flags", "least"), [("fma avx512f", 1e12), ("fma avx2", 1e13)])
+def test_onednn_gains_in_long_trainings_of_large_steps(flags, least, monkeypatch):
+    monkeypatch.setattr(onednn, "_processor", lambda: [f"flags : {flags}"])
+    c = tiny(train__batch_size=1024)
+    prepared = data.prepare(c)
+    macs = 3 * experiments_network.cost(c, prepared.classes, prepared.channels).macs
+    c.train.steps = int(least / (macs * 1024))
+    assert not convolutions._gains(c, prepared)
+    c.train.steps += 1
+    assert convolutions._gains(c, prepared)
+    c.train.batch_size = int(convolutions.STEP_FROM_MACS / macs)
+    c.train.steps *= 1024
+    assert not convolutions._gains(c, prepared)
+    c.train.batch_size += 1
+    assert convolutions._gains(c, prepared)
 
 
 def test_run_begun_with_onednn_where_that_does_not_work(monkeypatch, tmp_path):
