@@ -1059,6 +1059,13 @@ def test_bfloat16_trains():
         assert np.abs(array - reference[name]).max() < 0.1 * scale + 0.02, name
 
 
+def test_averages_of_bfloat16_losses_do_not_stop_growing():
+    window = training_state.Window()
+    for _ in range(1000):  # in bfloat16 they would add up to 256
+        window.add(float(jax.numpy.ones((), "bfloat16")), 100.0)
+    assert (window.loss, window.mean_error) == (1000, 100)
+
+
 # ----------------------------------------------------------------------------------- the end
 
 
