@@ -145,7 +145,7 @@ def test_interrupted_in_a_test_goes_on_from_there(tmp_path, tiny, table):
         deadline = time.monotonic() + 240
         while not any(map(is_tested, tmp_path.glob("*/result.json"))):
             assert time.monotonic() < deadline
-            time.sleep(0.1)
+            time.sleep(0.02)
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(timeout=120) == 130
     finally:
