@@ -51,10 +51,11 @@ TOLERANCES: dict[str, float] = {"float32": 1e-4, "bfloat16": 1e-2}
 # Instructions for products of bfloat16, as Linux names them. Without, oneDNN is slow or refuses.
 BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
 # The gradient of the kernel is summed over as many examples at a time as have POSITIONS in all, but
-# no fewer and no more than EXAMPLES: so few that their maps stay in a core's cache. In bfloat16
-# the fewest are twice as many, which take as much of it.
-POSITIONS = 8192
-EXAMPLES = (4, 32)
+# no fewer and no more than EXAMPLES: so few that their maps stay in a core's cache. If maps of so
+# many exceed MOST_BYTES, with which it takes twice as long on an AMD EPYC, FEWEST is the bound.
+POSITIONS = 4096
+EXAMPLES = (8, 32)
+FEWEST, MOST_BYTES = 4, 64 * 2**20
 
 _using: contextvars.ContextVar[bool] = contextvars.ContextVar("oneDNN", default=False)
 
@@ -400,7 +401,7 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: i
         (outs - 1) * stride + size - ins - pad for outs, ins in ((rows, height), (columns, width))
     )
     height, width = height + min(below, 0), width + min(right, 0)
-    part = _examples_at_once(batch, rows * columns, x.dtype)
+    part = _examples_at_once(batch, rows * columns, x.nbytes // batch)
 
     def of_part(
         total: jax.Array, maps_and_gradient: tuple[jax.Array, jax.Array]
@@ -428,11 +429,11 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, size: int, stride: int, pad: i
     return total.reshape(size, size, maps, outputs).astype(x.dtype)
 
 
-def _examples_at_once(batch: int, positions: int, dtype: jnp.dtype) -> int:
-    """A divisor of the batch, as POSITIONS and EXAMPLES say."""
+def _examples_at_once(batch: int, positions: int, image_bytes: int) -> int:
+    """A divisor of the batch, as POSITIONS and EXAMPLES say. image_bytes: of an example's maps."""
     fewest, most = EXAMPLES
-    if dtype == jnp.bfloat16:
-        fewest *= 2
+    if fewest * image_bytes > MOST_BYTES:
+        fewest = FEWEST
     most = min(batch, most, max(fewest, POSITIONS // positions))
     return max(n for n in range(1, most + 1) if batch % n == 0)
 
