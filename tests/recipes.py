@@ -55,7 +55,7 @@ the row without dropout left chance, and was back at it after 640 of 800 steps. 
 tried.""",
     "folder": """\
 600 photographs of 10 classes of ImageNet, tested on 200. Chance is 90%. So few are hard to learn
-from: VGG's rows A and E from scratch stay at chance.""",
+from: VGG's rows A 256 and E 256 stay at chance.""",
 }
 COLUMNS = """\
 | study, row | width | steps | batch | loss | training error | test error |
