@@ -114,7 +114,7 @@ def chosen(dtype: str = "float32") -> Convolutions:
 
 def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for products of bfloat16."""
-    return any(flag in _words() for flag in BFLOAT16_FLAGS)
+    return not _words().isdisjoint(BFLOAT16_FLAGS)
 
 
 def has_avx512() -> bool:
@@ -122,8 +122,8 @@ def has_avx512() -> bool:
     return "avx512f" in _words()
 
 
-def _words() -> list[str]:
-    return " ".join(_processor()).split()
+def _words() -> set[str]:
+    return set(" ".join(_processor()).split())
 
 
 def _processor() -> list[str]:
