@@ -104,6 +104,8 @@ class AlexNet(Network):
             layers (section 5); others start at 0. Caffe's copy of two_gpu had to take 0.1.
         width: multiplies the maps of every convolution, on each GPU, and the hidden units.
         dropout: probability of dropping a hidden unit.
+        inverted_dropout: kept units are divided by 1 - dropout in training, as in Caffe and
+            torchvision; otherwise all are multiplied by it in testing (section 4.2).
         batch_norm: batch normalisation between each convolution and its activation; not in the
             paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
@@ -127,6 +129,7 @@ class AlexNet(Network):
         positive_bias: float = 1.0,
         width: float = 1.0,
         dropout: float = 0.5,
+        inverted_dropout: bool = False,
         batch_norm: bool = False,
         bn_group_size: int = 0,
         init: Init = "gaussian",
@@ -139,7 +142,7 @@ class AlexNet(Network):
         self.activation = choose("activation", activation, ACTIVATIONS)
         self.lrn = layers.response_norm(lrn)
         self.pool = layers.MaxPool(3 if overlapping else 2, 2)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = layers.dropout(dropout, inverted=inverted_dropout)
         weights = layers.weights(init, dtype, rngs, width)
         unit = {
             "activation": self.activation,
@@ -335,6 +338,7 @@ _PUBLISHED: dict[str, tuple[Any, ...]] = {
     "overlapping": (True,),
     "without": ("",),
     "batch_norm": (False,),
+    "inverted_dropout": (True,),
 }
 _CAFFE = Source(
     partial(caffe_names, convs=[f"conv{i}" for i in range(1, 6)]),
@@ -361,8 +365,13 @@ FAMILIES = (
         ),
         default="two_gpu",
         presets={
-            "caffenet": {"lrn": "caffe", "padding": 0},
-            "torchvision": {"lrn": "none", "positive_bias": 0.0, "init": "he"},
+            "caffenet": {"lrn": "caffe", "padding": 0, "inverted_dropout": True},
+            "torchvision": {
+                "lrn": "none",
+                "positive_bias": 0.0,
+                "inverted_dropout": True,
+                "init": "he",
+            },
         },
         networks={"cifar": CifarNet},
         needs=NORMALISED,

@@ -54,6 +54,25 @@ def weights(
     return {"init": initializer(init, width, **spread), "dtype": compute_dtype(dtype), "rngs": rngs}
 
 
+class Dropout(nnx.Dropout):
+    """Dropout of its first papers (Hinton et al. 2012, arXiv:1207.0580; AlexNet, section 4.2).
+
+    In training, values are dropped with probability `rate`, and what is kept stays as it is. In
+    testing, all are multiplied by 1 - `rate`. Flax, Caffe and PyTorch divide by that in training
+    instead ('inverted dropout'): the same function of other weights, whose next layer has inputs
+    1 / (1 - `rate`) times as large and so learns otherwise from the same start and rate.
+    """
+
+    def __call__(self, x: jax.Array, **options: Any) -> jax.Array:
+        """Any shape, to the same; `options` are Flax's."""
+        return super().__call__(x, **options) * (1 - self.rate)
+
+
+def dropout(rate: float, *, inverted: bool) -> nnx.Dropout:
+    """Dropout of values with probability `rate`; inverted, as Flax has it, or `Dropout`."""
+    return nnx.Dropout(rate) if inverted else Dropout(rate)
+
+
 class Affine(nnx.Module):
     """What layers of weights and biases share.
 

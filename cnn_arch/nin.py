@@ -6,11 +6,13 @@ them. Max-pooling and dropout follow the first two blocks. The last block has on
 and the logits are their means: there is no fully connected layer, but in the rivals of section 4.6.
 
 The paper leaves the layers' sizes to the authors' files for cuda-convnet, cifar-10_def and its
-like, which are followed here. Pooling windows that start inside the map are kept there, so that
-32 pixels become 16 and 8.
+like (github.com/mavenlin/cuda-convnet, folder NIN), which are followed here. Pooling windows that
+start inside the map are kept there, so that 32 pixels become 16 and 8. Dropout leaves what it keeps
+as it is and halves all in testing (PluginsSrc/include/extralayers.cuh).
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
@@ -33,12 +35,13 @@ class Block:
 
     size: int
     maps: tuple[int, int, int | None]  # None: one per class
+    deviations: tuple[float, float, float] = (0.05, 0.05, 0.05)  # of the first weights, 'gaussian'
 
 
-_CIFAR = (Block(5, (192, 160, 96)), Block(5, (192, 192, 192)), Block(3, (192, 192, None)))
+_SECOND_AND_THIRD = (Block(5, (192, 192, 192)), Block(3, (192, 192, None)))
 CONFIGURATIONS: dict[str, tuple[Block, Block, Block]] = {
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
+    "cifar10": (Block(5, (192, 160, 96)), *_SECOND_AND_THIRD),
+    "cifar100": (Block(5, (192, 160, 96), (0.001, 0.01, 0.01)), *_SECOND_AND_THIRD),
     "svhn": (Block(5, (128, 96, 64)), Block(5, (320, 256, 128)), Block(5, (384, 256, None))),
     "mnist": (Block(5, (96, 64, 48)), Block(5, (128, 96, 48)), Block(5, (128, 96, None))),
 }
@@ -56,11 +59,13 @@ class NIN(Network):
         head: 'average', or 'fc', a fully connected layer from all values of the last maps to the
             classes in its place (section 4.6).
         head_dropout: probability of dropping one of these values; for 'fc' only.
+        inverted_dropout: kept values are divided by 1 - dropout in training, as in Caffe; otherwise
+            all are multiplied by it in testing, as in the authors' cuda-convnet.
         batch_norm: batch normalisation between each convolution, 1x1 or not, and its ReLU; not
             in the paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
-        init: initial weights, see `initializer`; 'gaussian' is the authors' N(0, 0.05^2).
-            Biases start at zero.
+        init: initial weights, see `initializer`; 'gaussian' is the authors': N(0, 0.05^2), and
+            0.001 and twice 0.01 in the first block of 'cifar100'. Biases start at zero.
         dtype: of the computation; parameters and logits are float32.
 
     Raises ArchitectureError for another pool2 or head.
@@ -79,6 +84,7 @@ class NIN(Network):
         pool2: SecondPool = "max",
         head: Head = "average",
         head_dropout: float = 0.0,
+        inverted_dropout: bool = False,
         batch_norm: bool = False,
         bn_group_size: int = 0,
         init: Init = "gaussian",
@@ -87,29 +93,28 @@ class NIN(Network):
         pools = {"max": layers.MaxPool, "average": layers.AveragePool}
         second = choose("pool2", pool2, pools)
         self.averages = choose("head", head, {"average": True, "fc": False})
-        weights = layers.weights(init, dtype, rngs, width, deviation=0.05)
-        unit = {
-            "use_bias": True,
-            "group_size": bn_group_size if batch_norm else None,
-            **weights,
-        }
+        dropped = partial(layers.dropout, inverted=inverted_dropout)
+        weights = partial(layers.weights, init, dtype, rngs, width)
+        group = bn_group_size if batch_norm else None
         inputs = channels
         for i, block in enumerate(CONFIGURATIONS[variant], start=1):
-            sizes = (block.size, 1, 1)
-            for name, maps, size in zip(_layers(i), block.maps, sizes, strict=True):
+            for name, maps, size, deviation in zip(
+                _layers(i), block.maps, (block.size, 1, 1), block.deviations, strict=True
+            ):
                 outputs = classes if maps is None else layers.scaled(maps, width)
+                unit = {"use_bias": True, "group_size": group, **weights(deviation=deviation)}
                 setattr(self, name, layers.ConvUnit(inputs, outputs, size, **unit))
                 inputs = outputs
         self.pool1 = layers.MaxPool(3, 2, ceil=True)
         self.pool2 = second(3, 2, ceil=True)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = dropped(dropout)
         self.pool = layers.GlobalAveragePool()
         if not self.averages:
             side = image_size
             for pool in (self.pool1, self.pool2):
                 side = pool.window((side,)).outputs(side)
-            self.head_dropout = nnx.Dropout(head_dropout)
-            self.fc = layers.Dense((side, side, inputs), classes, **weights)
+            self.head_dropout = dropped(head_dropout)
+            self.fc = layers.Dense((side, side, inputs), classes, **weights(deviation=0.05))
 
     def map_features(self, tape: Tape, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """Images (B, H, W, C) -> one map per class (B, h, w, classes)."""
@@ -162,7 +167,12 @@ FAMILIES = (
                 first="conv1",
                 last="cccp6",
                 variants=("cifar10",),
-                options={"pool2": ("average",), "head": ("average",), "batch_norm": (False,)},
+                options={
+                    "pool2": ("average",),
+                    "head": ("average",),
+                    "batch_norm": (False,),
+                    "inverted_dropout": (True,),
+                },
             ),
         },
     ),

@@ -93,7 +93,8 @@ def import_run(
         on_note(f"{file}: {note}")
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    options = {**metadata.get("options", {}), **(options or {})}
+    older = configs.older_options(arch) if metadata and model_folder is None else {}
+    options = {**older, **metadata.get("options", {}), **(options or {})}
     overrides = {"class_names": class_names, "mean": mean, "std": std}
     metadata |= {key: value for key, value in overrides.items() if value is not None}
     naming = naming or (model_folder and model_folder.naming) or _naming(file, arch, tensors)

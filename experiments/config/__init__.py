@@ -4,7 +4,13 @@ from experiments.config.errors import ConfigError, one_of, unknown_key
 from experiments.config.keys import KEYS, Key, base, flatten, identity_part, inherits
 from experiments.config.overrides import from_json, override
 from experiments.config.study import Row, Study, arguments, names, read
-from experiments.config.values import builder_options, model, network_keys, parse_set
+from experiments.config.values import (
+    builder_options,
+    model,
+    network_keys,
+    older_options,
+    parse_set,
+)
 
 __all__ = [
     "KEYS",
@@ -22,6 +28,7 @@ __all__ = [
     "model",
     "names",
     "network_keys",
+    "older_options",
     "one_of",
     "override",
     "parse_set",

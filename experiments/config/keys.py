@@ -375,12 +375,14 @@ _KEYS = (
 KEYS = {key.name: key for key in _KEYS}
 DEFAULTS = {key.name: key.default for key in _KEYS}
 EXECUTION = tuple(key.name for key in _KEYS if key.identity in (NEVER, ENDING))
-# Keys that are no part of the identity at these values, with newer options of architectures.
+# Keys that are no part of the identity at these values, which older runs had without a key, with
+# newer options of architectures.
 ADDED: dict[str, Any] = {
     **{key.name: key.default for key in _KEYS if key.added},
     "model.hidden": 4096,
     "model.head": "average",
     "model.head_dropout": 0.0,
+    "model.inverted_dropout": True,
 }
 
 

@@ -9,7 +9,7 @@ import cnn_arch
 from experiments.config.checks import check
 from experiments.config.errors import ConfigError, unknown_key
 from experiments.config.keys import base, flatten
-from experiments.config.values import assign, builder_options, model, model_keys
+from experiments.config.values import assign, builder_options, model, model_keys, older_options
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Any], where: str) -> ConfigDict:
@@ -53,7 +53,8 @@ def from_json(content: Mapping[str, Any]) -> ConfigDict:
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
     config = ConfigDict(tuples(content))
-    config.model = ConfigDict({"precision": "default", **config.model})
+    older = older_options(config.model.arch)
+    config.model = ConfigDict({"precision": "default", **older, **config.model})
     for part, usual in base().items():  # a run of an older version lacks the newer keys
         if isinstance(usual, ConfigDict) and part != "model":
             config[part] = ConfigDict({**usual, **config.get(part, {})})

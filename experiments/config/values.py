@@ -56,6 +56,14 @@ def network_keys(arch: str) -> dict[str, Key]:
     return keys
 
 
+def older_options(arch: str) -> dict[str, Any]:
+    """What the newer options of a built-in architecture are where a run or a file, written before
+    they were there, does not name them."""
+    if arch not in cnn_arch.variants():  # a user's own
+        return {}
+    return {o: ADDED[f"model.{o}"] for o in cnn_arch.options(arch) if f"model.{o}" in ADDED}
+
+
 def builder_options(model: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the `model` part of a config that the architecture's builder takes."""
     others = ("arch", "precision", "source", "folder")

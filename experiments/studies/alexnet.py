@@ -32,6 +32,7 @@ from experiments.config import profiles
 SMALL = {
     "model.init": "he",
     "model.positive_bias": 0.1,
+    "model.inverted_dropout": True,
     "data.divide_by_std": True,
     "data.holdout": 0.1,
     "train.batch_size": 32,

@@ -56,7 +56,8 @@ def _call(keras: Any, node: Node, inputs: list[Any]) -> Any:
     if node.op == "global_pool":
         return layers.GlobalAveragePooling2D()(x)
     if node.op == "dropout":
-        return layers.Dropout(o["rate"])(x)
+        x = layers.Dropout(o["rate"])(x)
+        return x if o["factor"] == 1 else x * o["factor"]
     if node.op in ("relu", "tanh"):
         return layers.Activation(node.op)(x)
     if node.op == "scaled_tanh":

@@ -128,7 +128,8 @@ def _describe(layer: Callable[..., Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(layer, layers.IdentityShortcut):
         return "shortcut", _of(layer, "outputs", "stride")
     if isinstance(layer, nnx.Dropout):
-        return "dropout", {"rate": float(layer.rate)}
+        factor = 1 - layer.rate if isinstance(layer, layers.Dropout) else 1
+        return "dropout", {"rate": float(layer.rate), "factor": float(factor)}
     op_of = {layers.GlobalAveragePool: "global_pool", layers.Add: "add", layers.Concat: "concat"}
     if type(layer) in op_of:
         return op_of[type(layer)], {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,12 +62,14 @@ def _layer(torch: Any, graph: Graph, node: Node) -> Any:
     if node.op == "global_pool":
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     if node.op == "dropout":
-        return nn.Dropout(o["rate"])
+        dropout, factor = nn.Dropout(o["rate"]), o["factor"]
+        scaled = _module(torch, lambda x: x * factor)
+        return dropout if factor == 1 else nn.Sequential(dropout, scaled)
     if node.op == "relu":
         reads = sum(node.inputs[0] in reader.inputs for reader in graph.nodes)
         return nn.ReLU(inplace=reads == 1)
 
-    function = {
+    functions = {
         "tanh": torch.tanh,
         "scaled_tanh": lambda x: 1.7159 * torch.tanh(x * (2 / 3)),
         "add": lambda x, y: x + y,
@@ -74,9 +77,12 @@ def _layer(torch: Any, graph: Graph, node: Node) -> Any:
         "shortcut": lambda x: nn.functional.pad(
             x[:, :, :: o["stride"], :: o["stride"]], (0, 0, 0, 0, 0, o["outputs"] - x.shape[1])
         ),
-    }[node.op]
+    }
+    return _module(torch, functions[node.op])
 
-    class Function(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+
+def _module(torch: Any, function: Callable[..., Any]) -> Any:
+    class Function(torch.nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
         def forward(self, *inputs: Any) -> Any:
             return function(*inputs)
 

@@ -158,18 +158,32 @@ def layers_called(net):
     return called
 
 
-@pytest.mark.parametrize(("variant", "dropped"), [("two_gpu", "relu6"), ("torchvision", "pool5")])
-def test_dropout_is_where_the_variant_has_it(variant, dropped):
-    net = small(variant, dropout=0.5)
-    x = np.random.default_rng(0).normal(size=(4, 63, 63, 3)).astype(np.float32)
+@pytest.mark.parametrize(
+    ("variant", "options", "dropped", "training", "testing"),
+    [
+        ("two_gpu", {}, "relu6", 1, 0.75),  # section 4.2
+        ("two_gpu", {"inverted_dropout": True}, "relu6", 1 / 0.75, 1),
+        ("caffenet", {"image_size": 67}, "relu6", 1 / 0.75, 1),
+        ("torchvision", {}, "pool5", 1 / 0.75, 1),
+    ],
+)
+def test_dropout_is_where_the_variant_has_it_and_scales_when_it_does(
+    variant, options, dropped, training, testing
+):
+    net = small(variant, dropout=0.25, **options)
+    shape = (4, net.image_size, net.image_size, 3)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     endpoints = jax.jit(lambda key: net.endpoints(x, rngs=nnx.Rngs(dropout=key)))(jax.random.key(0))
     names = layers_called(net)
     assert names[names.index("dropout6") - 1] == dropped
     before, after = np.asarray(endpoints[dropped]), np.asarray(endpoints["dropout6"])
     nonzero = after != 0
-    assert 0 < nonzero[before != 0].mean() < 1
-    np.testing.assert_allclose(after[nonzero], 2 * before[nonzero], rtol=1e-6)
+    assert 0.5 < nonzero[before != 0].mean() < 1
+    np.testing.assert_allclose(after[nonzero], training * before[nonzero], rtol=1e-6)
     assert [name for name in names if name.startswith("dropout")] == ["dropout6", "dropout7"]
+    net.eval()
+    endpoints = jax.jit(lambda: net.endpoints(x))()
+    np.testing.assert_allclose(endpoints["dropout6"], testing * endpoints[dropped], rtol=1e-6)
 
 
 def test_biases_start_as_in_section_5():
@@ -234,6 +248,10 @@ def torch_network(variant, net, activation):
             near = ((places[:, None] - places).abs() <= 2).to(x.dtype)
             total = torch.einsum("ij,bjhw->bihw", near, x**2)
             return x / (self.k + self.alpha * total) ** 0.75
+
+    class Halved(nn.Module):
+        def forward(self, x):
+            return 0.5 * x
 
     class Local(nn.Module):
         def __init__(self, side, inputs, outputs):
@@ -307,9 +325,10 @@ def torch_network(variant, net, activation):
     if variant == "six_conv":
         middle = build(**dict(middle.named_children()), conv6=conv(6, 3, groups=groups), act6=act())
     number = 7 if variant == "six_conv" else 6
+    dropout = nn.Dropout if variant == "caffenet" else Halved
     end = build(
-        flat=nn.Flatten(), **{f"fc{number}": dense(number)}, act8=act(),
-        **{f"fc{number + 1}": dense(number + 1)}, act9=act(),
+        flat=nn.Flatten(), **{f"fc{number}": dense(number)}, act8=act(), drop8=dropout(),
+        **{f"fc{number + 1}": dense(number + 1)}, act9=act(), drop9=dropout(),
         **{f"fc{number + 2}": dense(number + 2)},
     )  # fmt: skip
     return build(

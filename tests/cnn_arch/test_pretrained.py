@@ -86,14 +86,18 @@ NETWORKS = [
     ("pytorch-cifar-models", "cifar_resnet:20", {"shortcut": "B", "width": 1}),
     ("pytorch-cifar-models", "cifar_resnet:56", {"shortcut": "B", "width": 1 / 4}),
     ("caffe", "alexnet:caffenet", {"image_size": 131, "lrn": "caffe"}),
-    ("caffe", "alexnet:two_gpu", {"image_size": 99, "lrn": "caffe", "padding": 0}),
+    (
+        "caffe",
+        "alexnet:two_gpu",
+        {"image_size": 99, "lrn": "caffe", "padding": 0, "inverted_dropout": True},
+    ),
     ("caffe", "vgg:A", {"image_size": 64}),
     ("caffe", "vgg:B", {}),
     ("caffe", "vgg:C", {"channels": 1}),
     ("caffe", "vgg:E", {}),
     ("caffe", "googlenet:paper", {"lrn": "caffe"}),
     ("caffe", "googlenet:paper", {"lrn": "caffe", "auxiliary": False}),
-    ("caffe", "nin:cifar10", {"pool2": "average"}),
+    ("caffe", "nin:cifar10", {"pool2": "average", "inverted_dropout": True}),
     ("caffe-tensorflow", "alexnet:caffenet", {"image_size": 99, "lrn": "caffe"}),
     ("caffe-tensorflow", "vgg:A", {"image_size": 64}),
     ("caffe-tensorflow", "googlenet:paper", {"lrn": "caffe"}),
@@ -171,6 +175,7 @@ def test_arguments_say_what_follows_from_the_source(tensors):
             "lrn": "caffe",
             "padding": 0,
             "batch_norm": False,
+            "inverted_dropout": True,
         }
     full = {
         "features.0.weight": np.zeros((64, 3, 11, 11), np.float32),
@@ -239,7 +244,7 @@ CAFFE_ALEXNET = "conv1 conv2 conv3 conv4 conv5 fc6 fc7 fc8"
     [
         ("googlenet:paper", {"lrn": "caffe"}, CAFFE_GOOGLENET),
         ("vgg:D", {}, CAFFE_VGG16),
-        ("nin:cifar10", {"pool2": "average"}, CAFFE_NIN),
+        ("nin:cifar10", {"pool2": "average", "inverted_dropout": True}, CAFFE_NIN),
         ("alexnet:caffenet", {"image_size": 67}, CAFFE_ALEXNET),
     ],
 )
@@ -570,9 +575,9 @@ def test_networks_without_arrays_take_the_tensors(tensors, resnet18):
         (
             "caffe",
             "alexnet:two_gpu",
-            {"image_size": 99, "lrn": "caffe", "padding": 0},
-            {"padding": 2},
-            "padding=0",
+            {"image_size": 99, "lrn": "caffe", "padding": 0, "inverted_dropout": True},
+            {"padding": 2, "inverted_dropout": False},
+            "padding=0, inverted_dropout=True",
         ),
         (
             "torchvision",
@@ -590,7 +595,13 @@ def test_networks_without_arrays_take_the_tensors(tensors, resnet18):
         ),
         ("caffe", "googlenet:paper", {"lrn": "caffe"}, {"lrn": "paper"}, "lrn='caffe'"),
         ("caffe", "vgg:D", {}, {"batch_norm": True}, "batch_norm=False"),
-        ("caffe", "nin:cifar10", {"pool2": "average"}, {"pool2": "max"}, "pool2='average'"),
+        (
+            "caffe",
+            "nin:cifar10",
+            {"pool2": "average", "inverted_dropout": True},
+            {"pool2": "max", "inverted_dropout": False},
+            "pool2='average', inverted_dropout=True",
+        ),
         ("torchvision", "vgg:A", {}, {"hidden": 512}, "hidden=4096"),
         ("kuangliu", "vgg:A", {"hidden": 0, "batch_norm": True}, {"hidden": 512}, "hidden=0"),
         (
@@ -686,7 +697,7 @@ def test_caffes_other_lenet_and_nin_are_refused():
     for variant in ("original", "modern"):
         with pytest.raises(WeightsError, match=r"^These are no weights of lenet5:.*Seen: conv1\.0"):
             pretrained.detect(f"lenet5:{variant}", lenet)
-    net = create("nin:cifar10", pool2="average")
+    net = create("nin:cifar10", pool2="average", inverted_dropout=True)
     exported = pretrained.export(net, "caffe")
     larger = {**exported, "conv4-1024.0": np.zeros((1024, 384, 3, 3), np.float32)}
     assert "1 unknown: conv4-1024.0" in refused(net, larger, "caffe")
@@ -1239,7 +1250,8 @@ def test_other_layouts_of_caffes_vgg_equal_pytorch(
 
 @pytest.mark.peers
 def test_nin_of_caffe_equals_pytorch(torch):
-    like = create("nin:cifar10", classes=10, width=1, pool2="average")
+    options = {"pool2": "average", "inverted_dropout": True}
+    like = create("nin:cifar10", classes=10, width=1, **options)
     tensors = pretrained.export(like, "caffe")
     net = cnn_arch.abstract("nin:cifar10", **pretrained.arguments("nin:cifar10", tensors))
     pretrained.load(net, tensors)

@@ -438,5 +438,27 @@ def test_rates_of_the_older_papers_are_theirs():
     np.testing.assert_allclose(dan_rates, [1e-3, 1e-3 * 0.993**100, 3e-5], rtol=0.1)
     lenet = rates(resolved("lenet", "paper", "LeNet-5"), (0, 2, 19))
     np.testing.assert_allclose(np.divide(lenet, lenet[0]), [1, 2 / 5, 1 / 50], rtol=0.3)
-    nin = rates(resolved("nin", "paper", "CIFAR-10"), (0, 9.9))
-    assert nin[1] == pytest.approx(nin[0] / 100)  # "one percent of the initial value"
+
+
+@pytest.mark.parametrize(
+    ("row", "length", "coefficient", "decay", "last"),
+    [
+        # epsW, coeff, wc and cccp6's epsW of NIN/svhn_params and NIN/cifar-100_params.
+        ("CIFAR-10", 1, 0.1, 1e-5, 0.1),
+        ("SVHN", 1, 0.1, 1e-5, 0.1),
+        ("CIFAR-100", 0.01, 2, 1e-3, 0.01),
+    ],
+)
+def test_the_recipe_of_nin_is_its_authors(row, length, coefficient, decay, last):
+    config = resolved("nin", "paper", row)
+    # README.md: 200 epochs, 30 with "one tenth", and 30 with "one tenth again".
+    expected = length * coefficient * np.array([1, 1, 0.1, 0.1, 0.01, 0.01])
+    np.testing.assert_allclose(rates(config, (0, 199, 201, 229, 231, 259)), expected)
+    # A step without a gradient takes epsW * wc of a weight.
+    assert config.schedule.lr * config.optimizer.weight_decay == pytest.approx(length * decay)
+    factors = dict(config.optimizer.rates)
+    assert factors["*/bias"] == 2
+    assert factors.get("cccp6/*", 1) == last / length
+    assert (config.optimizer.momentum, config.optimizer.lr_in_velocity) == (0.9, True)
+    assert (config.train.epochs, config.train.steps, config.train.batch_size) == (260, 0, 128)
+    assert (config.model.dropout, config.model.inverted_dropout) == (0.5, False)

@@ -1,5 +1,6 @@
 """Run folders: identity, states and the lock."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -41,9 +42,12 @@ def test_identity_changes_with_what_can_change_the_result(config, key, value, sa
     assert runs.identity(changed, "data") != runs.identity(changed, "other")
 
 
-@pytest.mark.parametrize("arch", ["cifar_resnet:8", "nin:cifar10"])
-def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypatch):
-    config = of(arch)
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [("cifar_resnet:8", {}), ("nin:cifar10", {"model.inverted_dropout": True})],
+)
+def test_keys_that_were_added_later_leave_identities_as_they_were(arch, options, monkeypatch):
+    config = configs.override(of(arch), options, "test")
     now = runs.identity(config, "data")
     older = type(config)(config.to_dict())
     for key in keys.ADDED:
@@ -53,6 +57,17 @@ def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypa
     assert runs.identity(older, "data") == now
     monkeypatch.setattr(keys, "ADDED", {})
     assert runs.identity(older, "data") == now != runs.identity(config, "data")
+
+
+@pytest.mark.parametrize("arch", ["nin:cifar10", "alexnet:two_gpu"])
+def test_a_run_from_before_there_was_another_dropout_keeps_its_own(arch):
+    config = configs.override(of(arch), {"model.inverted_dropout": True}, "test")
+    saved = json.loads(json.dumps(config.to_dict()))
+    del saved["model"]["inverted_dropout"]
+    read = configs.from_json(saved)
+    assert read.model.inverted_dropout is True
+    assert runs.identity(read, "data") == runs.identity(config, "data")
+    assert runs.identity(of(arch), "data") != runs.identity(config, "data")  # its paper's
 
 
 @pytest.mark.parametrize(
@@ -68,6 +83,8 @@ def test_keys_that_were_added_later_leave_identities_as_they_were(arch, monkeypa
         ("vgg:A", {}, "model.hidden", 512),
         ("nin:cifar10", {}, "model.head", "fc"),
         ("nin:cifar10", {"model.head": "fc"}, "model.head_dropout", 0.5),
+        ("nin:cifar10", {"model.inverted_dropout": True}, "model.inverted_dropout", False),
+        ("alexnet:caffenet", {}, "model.inverted_dropout", False),
     ],
 )
 def test_keys_that_were_added_later_count_at_other_values(arch, beside, key, value):

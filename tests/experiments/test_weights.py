@@ -52,7 +52,7 @@ def test_an_imported_run_sees_images_as_its_source_did(cifar_file, tmp_path):
 
 def test_nin_of_caffe_wants_to_know_how_its_images_were_prepared(tmp_path):
     path = tmp_path / "cifar10_nin.npz"
-    net = random_network("nin:cifar10", pool2="average")
+    net = random_network("nin:cifar10", pool2="average", inverted_dropout=True)
     weight_files.write(path, pretrained.export(net, "caffe"))
     with pytest.raises(runs.RunError, match="do not say how the images of nin:cifar10 were"):
         weights.import_run(path, "nin:cifar10", tmp_path)
