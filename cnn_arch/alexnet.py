@@ -277,9 +277,10 @@ class CifarNet(Network):
         lrn: convention of local response normalisation, see `layers.response_norm`.
         overlapping: 3x3 pooling windows with stride 2; otherwise 2x2.
         width: multiplies the maps.
+        first_scale: multiplies conv1's initial weights; 0.01 with init 'gaussian' is as in
+            cuda-convnet's files, which see pixels of 0 to 255 less their mean.
         init: initial weights, see `initializer`; biases start at zero. With 'gaussian' the
-            deviation is 0.01, and 0.04 in the locally connected layers, as in cuda-convnet's files
-            but for conv1: their 0.0001 goes with pixels of 0 to 255.
+            deviation is 0.01, and 0.04 in the locally connected layers.
         dtype: of the computation; parameters and logits are float32.
     """
 
@@ -295,6 +296,7 @@ class CifarNet(Network):
         lrn: layers.LRN = "cuda-convnet",
         overlapping: bool = True,
         width: float = 1.0,
+        first_scale: float = 1.0,
         init: Init = "gaussian",
         dtype: layers.Dtype = "float32",
     ) -> None:
@@ -306,6 +308,8 @@ class CifarNet(Network):
         local = layers.weights(init, dtype, rngs, width, deviation=0.04)
         unit = {"activation": self.activation, "use_bias": True, **shared}
         self.conv1 = layers.ConvUnit(channels, maps, 5, **unit)
+        first = self.conv1.conv.kernel
+        first.set_value(first.get_value() * first_scale)
         self.conv2 = layers.ConvUnit(maps, maps, 5, **unit)
         side = image_size
         for _ in range(2):

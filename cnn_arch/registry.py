@@ -51,6 +51,7 @@ RANGES = {
     "bn_group_size": Bounds(0, 2**20),
     "padding": Bounds(0, 10),  # beyond it, a kernel of 11 pixels sees zeros only
     "positive_bias": Bounds(0, 100),
+    "first_scale": Bounds(0, 1e4, above=True),
     "aux_weight": Bounds(0, 100, above=True),
     "rubbish": Bounds(0, 1e4, above=True),
 }

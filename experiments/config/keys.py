@@ -383,6 +383,7 @@ ADDED: dict[str, Any] = {
     "model.head": "average",
     "model.head_dropout": 0.0,
     "model.inverted_dropout": True,
+    "model.first_scale": 1.0,
 }
 
 

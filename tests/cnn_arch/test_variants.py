@@ -142,6 +142,7 @@ OTHERS = {
     "bn_group_size": (2,),
     "padding": (1,),
     "positive_bias": (0.25,),
+    "first_scale": (0.25,),
     "aux_weight": (0.125,),
     "rubbish": (2.0,),
     "without": ("conv3",),

@@ -316,7 +316,7 @@ def test_no_number_of_any_architecture_can_be_out_of_all_proportion(text):
                 configs.override(config, {f"model.{key}": text}, "test")
     assert keys == {
         *("width", "hidden", "dropout", "aux_dropout", "head_dropout", "bn_group_size", "padding"),
-        *("positive_bias", "aux_weight", "rubbish"),
+        *("positive_bias", "first_scale", "aux_weight", "rubbish"),
     }
 
 

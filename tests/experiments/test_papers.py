@@ -440,6 +440,22 @@ def test_rates_of_the_older_papers_are_theirs():
     np.testing.assert_allclose(np.divide(lenet, lenet[0]), [1, 2 / 5, 1 / 50], rtol=0.3)
 
 
+@pytest.mark.parametrize("row", ["LRN", "no LRN"])
+def test_the_recipe_of_alexnets_cifar_net_is_cuda_convnets(row):
+    # layer-params-conv-local-11pct.cfg: 300 epochs on batches 1-4, 150 on all of them, "10 more
+    # epochs" at a tenth, and 10 at "another factor of 10".
+    config = resolved("alexnet_cifar", "paper", row)
+    at = (0, 389, 391, 399, 401, 409)
+    np.testing.assert_allclose(rates(config, at), [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    steps = config.train.epochs * 50_000 / config.train.batch_size
+    assert steps == pytest.approx((300 * 40_000 + 170 * 50_000) / 128)
+    assert dict(config.optimizer.rates) == {"*/bias": 2.0}
+    assert config.optimizer.weight_decay == 0.004
+    assert config.optimizer.decay == ("local*kernel", "fc5/kernel")
+    assert (config.optimizer.momentum, config.optimizer.lr_in_velocity) == (0.9, True)
+    assert config.model.first_scale == 0.01  # initW 0.0001
+
+
 @pytest.mark.parametrize(
     ("row", "length", "coefficient", "decay", "last"),
     [
