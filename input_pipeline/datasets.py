@@ -8,6 +8,9 @@ import importlib.util
 import itertools
 import math
 import sys
+import urllib.error
+import urllib.parse
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 DIGITS_TEST_SIZE = 500
+REACHED_WITHIN = 20  # seconds in which a server must answer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -551,6 +555,10 @@ def prepare_tfds(name: str, tfds_name: str, path: str | Path | None) -> "tfds.co
             f"data set {name!r} is not yet prepared in {builder.data_path}; preparing it needs "
             f"{' and '.join(missing)}, and reading it later does not: {INSTALL.format('tfds')}"
         )
+    downloads = Path(path or tfds.core.constants.DATA_DIR) / "downloads"
+    has_files = any(file.is_file() for file in downloads.rglob("*"))  # perhaps this set's own
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not has_files:
+        _check_reachable(name, builder.url_infos or ())
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # or TensorFlow would take all of JAX's memory
@@ -562,6 +570,26 @@ def prepare_tfds(name: str, tfds_name: str, path: str | Path | None) -> "tfds.co
             f"data set {name!r} could not be downloaded to {builder.data_path}: {error}"
         ) from error
     return builder
+
+
+def _check_reachable(name: str, urls: Iterable[str]) -> None:
+    """Raises DataError where the server of the first file can't be reached.
+
+    TFDS asks ten times before it says so, for three minutes.
+    """
+    for url in itertools.islice((url for url in urls if url.startswith("http")), 1):
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=REACHED_WITHIN).close()
+        except urllib.error.HTTPError:  # it answers; TFDS may ask for another address
+            pass
+        except OSError as error:
+            reason = getattr(error, "reason", error)
+            raise DataError(
+                f"data set {name!r} is not here, and can't be downloaded: "
+                f"{urllib.parse.urlsplit(url).hostname} can't be reached ({reason}); prepare it "
+                "where it can, and set data.path to the folder"
+            ) from error
 
 
 def _decode(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,12 +5,15 @@ PNG bytes, since TFDS encodes arrays with TensorFlow) and read under the name of
 """
 
 import hashlib
+import http.server
 import importlib.util
 import io
 import json
+import socket
 import struct
 import sys
 import tempfile
+import threading
 
 import numpy as np
 import pytest
@@ -145,3 +148,36 @@ def test_only_sets_that_are_not_prepared_must_be_downloaded(prepared, tmp_path):
     assert not must_be_downloaded("digits")
     assert not must_be_downloaded("folder", tmp_path)
     assert not must_be_downloaded("tfds:no_such_set")  # opening it says so
+
+
+def test_a_server_that_can_not_be_reached_is_told_at_once(tmp_path, monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/set.tar.gz"
+        monkeypatch.setattr(tfds.builder_cls("cifar10"), "url_infos", {url: None})
+        monkeypatch.setattr(
+            tfds.builder_cls("cifar10"), "download_and_prepare", lambda self: pytest.fail("asked")
+        )
+        (tmp_path / "downloads/cifar10/set.tmp.0123").mkdir(parents=True)  # of an earlier attempt
+        with pytest.raises(DataError, match=r"127\.0\.0\.1 can't be reached \(.*refused"):
+            load("cifar10", path=tmp_path)
+
+
+def test_a_server_that_answers_anything_is_left_to_tfds(tmp_path, monkeypatch):
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    monkeypatch.setattr(server.RequestHandlerClass, "log_message", lambda *_: None)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    urls = {f"http://127.0.0.1:{server.server_port}/set.tar.gz": None}
+    asked = []
+    monkeypatch.setattr(tfds.builder_cls("cifar10"), "url_infos", urls)
+
+    def prepare(builder):
+        asked.append(builder.name)
+        raise OSError("no more")
+
+    monkeypatch.setattr(tfds.builder_cls("cifar10"), "download_and_prepare", prepare)
+    with pytest.raises(DataError, match="no more"):
+        load("cifar10", path=tmp_path)
+    server.shutdown()
+    server.server_close()
+    assert asked == ["cifar10"]
