@@ -104,8 +104,8 @@ class AlexNet(Network):
             layers (section 5); others start at 0. Caffe's copy of two_gpu had to take 0.1.
         width: multiplies the maps of every convolution, on each GPU, and the hidden units.
         dropout: probability of dropping a hidden unit.
-        inverted_dropout: kept units are divided by 1 - dropout in training, as in Caffe and
-            torchvision; otherwise all are multiplied by it in testing (section 4.2).
+        inverted_dropout: training divides the kept units by 1 - dropout, as in Caffe and
+            torchvision. Otherwise testing multiplies all units by 1 - dropout (section 4.2).
         batch_norm: batch normalisation between each convolution and its activation; not in the
             paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.

@@ -91,9 +91,9 @@ class _SecondDerivatives(Tape):
             return _linear(layer, *inputs)
         if isinstance(layer, Subsampling):
             return _subsampled(layer, *inputs)
-        if isinstance(layer, MaxPool | nnx.Dropout):  # hands on what it gets, as it is
+        if isinstance(layer, MaxPool):  # hands on what it gets, as it is
             return layer(*inputs)
-        if layer in ACTIVATIONS:
+        if isinstance(layer, nnx.Dropout) or layer in ACTIVATIONS:
             return _activated(layer, *inputs)
         layer_type = getattr(layer, "__name__", type(layer).__name__)
         types = ", ".join(type.__name__ for type in (*LINEAR, Subsampling, MaxPool, RadialBasis))

@@ -58,9 +58,9 @@ class Dropout(nnx.Dropout):
     """Dropout of its first papers (Hinton et al. 2012, arXiv:1207.0580; AlexNet, section 4.2).
 
     In training, values are dropped with probability `rate`, and what is kept stays as it is. In
-    testing, all are multiplied by 1 - `rate`. Flax, Caffe and PyTorch divide by that in training
-    instead ('inverted dropout'): the same function of other weights, whose next layer has inputs
-    1 / (1 - `rate`) times as large and so learns otherwise from the same start and rate.
+    testing, all are multiplied by 1 - `rate`. Flax, Caffe and PyTorch have inverted dropout: they
+    divide by 1 - `rate` in training. That is the same function of other weights. The next layer has
+    larger inputs, though, and learns otherwise from the same initial weights and rate.
     """
 
     def __call__(self, x: jax.Array, **options: Any) -> jax.Array:

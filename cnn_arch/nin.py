@@ -59,13 +59,13 @@ class NIN(Network):
         head: 'average', or 'fc', a fully connected layer from all values of the last maps to the
             classes in its place (section 4.6).
         head_dropout: probability of dropping one of these values; for 'fc' only.
-        inverted_dropout: kept values are divided by 1 - dropout in training, as in Caffe; otherwise
-            all are multiplied by it in testing, as in the authors' cuda-convnet.
+        inverted_dropout: training divides the kept values by 1 - dropout, as in Caffe. Otherwise
+            testing multiplies all values by 1 - dropout, as in the authors' cuda-convnet.
         batch_norm: batch normalisation between each convolution, 1x1 or not, and its ReLU; not
             in the paper.
         bn_group_size: examples that are normalised together; 0 for the whole batch.
-        init: initial weights, see `initializer`; 'gaussian' is the authors': N(0, 0.05^2), and
-            0.001 and twice 0.01 in the first block of 'cifar100'. Biases start at zero.
+        init: initial weights, see `initializer`; 'gaussian' has the authors' deviations, 0.05, and
+            0.001, 0.01 and 0.01 in the first block of 'cifar100'. Biases start at zero.
         dtype: of the computation; parameters and logits are float32.
 
     Raises ArchitectureError for another pool2 or head.

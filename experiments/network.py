@@ -105,7 +105,7 @@ def skeleton(
     """The network of `config.model` for this data, without arrays.
 
     Args:
-        train: with dropout.
+        train: with dropout, unless `config.train.dropout` says no.
         batch_statistics: whether batches are normalised with their own mean and variance; by
             default in training only.
         frozen: names of parameters that stay as they are. A batch normalisation that `is_frozen`
@@ -120,6 +120,8 @@ def skeleton(
     name, arguments = _arguments(config, classes, channels)
     network = cnn_arch.abstract(name, **arguments)
     (network.train if train else network.eval)()
+    if not config.train.get("dropout", True):
+        network.set_attributes(nnx.Dropout, deterministic=True, raise_if_not_found=False)
     if loss == "binary":
         if type(network).loss_of is not cnn_arch.Network.loss_of:
             raise configs.ConfigError(

@@ -1,9 +1,8 @@
 #!/bin/bash
-# clu 0.0.12, the newest: `clu.metrics.Std` collects values and merges, and its `compute` raises a
-# TypeError for every input, as it calls `jnp.clip` with the keyword `a_min`, which JAX has dropped. pip
-# installs the two together without a word: clu names no upper bound for JAX. The other metrics compute.
-# `Std` is one of the metrics that a `Collection` logs, so the error comes at the first line of a log,
-# after the steps before it were made.
+# clu 0.0.12, the newest: `clu.metrics.Std` collects values and merges, but its `compute` raises a
+# TypeError for every input. It calls `jnp.clip` with the keyword `a_min`, which JAX has dropped. pip
+# installs the two together without a word, as clu names no upper bound for JAX. A `Collection` with a
+# `Std` therefore fails at the first line of a log, after the steps before it were made.
 #
 # Seen, for the values 1, 2, 3 and 4: "Average: 2.5; Std: TypeError: clip() got an unexpected keyword
 # argument 'a_min'". The script fails where that changes.

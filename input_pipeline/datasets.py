@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
+import http.client
 import importlib.util
 import itertools
 import math
+import socket
 import sys
 import urllib.error
 import urllib.parse
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 DIGITS_TEST_SIZE = 500
 REACHED_WITHIN = 20  # seconds in which a server must answer
+UNREACHED = (socket.gaierror, ConnectionRefusedError, TimeoutError)  # by that server, or its name's
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -555,9 +558,9 @@ def prepare_tfds(name: str, tfds_name: str, path: str | Path | None) -> "tfds.co
             f"data set {name!r} is not yet prepared in {builder.data_path}; preparing it needs "
             f"{' and '.join(missing)}, and reading it later does not: {INSTALL.format('tfds')}"
         )
-    downloads = Path(path or tfds.core.constants.DATA_DIR) / "downloads"
-    has_files = any(file.is_file() for file in downloads.rglob("*"))  # perhaps this set's own
-    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not has_files:
+    downloads = (Path(builder.data_dir_root) / "downloads").rglob("*.*")
+    has_files = any(file.is_file() and ".tmp." not in str(file) for file in downloads)
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not has_files:  # they may be this set's
         _check_reachable(name, builder.url_infos or ())
     import tensorflow as tf
 
@@ -573,23 +576,28 @@ def prepare_tfds(name: str, tfds_name: str, path: str | Path | None) -> "tfds.co
 
 
 def _check_reachable(name: str, urls: Iterable[str]) -> None:
-    """Raises DataError where the server of the first file can't be reached.
+    """Raises DataError where none of the servers of a set's files can be reached.
 
-    TFDS asks ten times before it says so, for three minutes.
+    TFDS asks ten times before it says so, for three minutes. Other errors are left to it.
     """
-    for url in itertools.islice((url for url in urls if url.startswith("http")), 1):
+    hosts = {urllib.parse.urlsplit(url).netloc: url for url in urls if url.startswith("http")}
+    reasons = []
+    for url in hosts.values():
         request = urllib.request.Request(url, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=REACHED_WITHIN).close()
-        except urllib.error.HTTPError:  # it answers; TFDS may ask for another address
-            pass
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise DataError(
-                f"data set {name!r} is not here, and can't be downloaded: "
-                f"{urllib.parse.urlsplit(url).hostname} can't be reached ({reason}); prepare it "
-                "where it can, and set data.path to the folder"
-            ) from error
+            if not isinstance(reason, UNREACHED):
+                return
+            reasons.append(f"{urllib.parse.urlsplit(url).hostname} can't be reached ({reason})")
+        else:
+            return
+    if reasons:
+        raise DataError(
+            f"data set {name!r} is not here, and can't be downloaded: {', '.join(reasons)}; "
+            "prepare it on a machine that reaches that server, and set data.path to the folder"
+        )
 
 
 def _decode(builder: "tfds.core.DatasetBuilder", part: str) -> tuple[np.ndarray, np.ndarray]:

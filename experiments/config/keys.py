@@ -98,8 +98,8 @@ class Key:
     length: int = 0
     parts: Any = None  # the type of a tuple's parts, where its default is empty; or its `Pairs`
     identity: Identity = ALWAYS  # whether it is part of a run's identity
-    # Whether the key is newer than the identity's format. At its default it is then no part of the
-    # identity, so that earlier runs keep their ids.
+    # Whether the key is newer than the identity's format, and its default is what runs did before.
+    # The default is then no part of the identity, so that these runs keep their ids.
     added: bool = False
     hint: str = ""  # what to write instead of a number out of bounds
 
@@ -316,6 +316,9 @@ _KEYS = (
         "model: bfloat16, as computed. float32: summed in float32, twice as many bytes, and on a "
         "GPU multiplied in TF32.",
         choices=("model", "float32"), identity=BFLOAT16, added=True),
+    Key("train.dropout", True,
+        "Whether training drops values, where the network has dropout. If not, it scales them as "
+        "tests do.", added=True),
     Key("train.label_smoothing", 0.0, "The part of the target that is spread over all classes.",
         bounds=Bounds(0, 0.999)),
     # Dividing by 1 - ema^t, as Adam does, would average all steps of a short training, its bad
@@ -375,8 +378,8 @@ _KEYS = (
 KEYS = {key.name: key for key in _KEYS}
 DEFAULTS = {key.name: key.default for key in _KEYS}
 EXECUTION = tuple(key.name for key in _KEYS if key.identity in (NEVER, ENDING))
-# Keys that are no part of the identity at these values, which older runs had without a key, with
-# newer options of architectures.
+# Newer keys, options of architectures among them, with what runs did before they were there. These
+# values are no part of the identity.
 ADDED: dict[str, Any] = {
     **{key.name: key.default for key in _KEYS if key.added},
     "model.hidden": 4096,

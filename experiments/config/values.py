@@ -51,14 +51,14 @@ def network_keys(arch: str) -> dict[str, Key]:
             meaning[:1].upper() + meaning[1:],
             choices=get_args(hints.get(option)),
             bounds=registry.RANGES.get(option),
-            added=name in ADDED,
+            added=name in ADDED and ADDED[name] == default,
         )
     return keys
 
 
 def older_options(arch: str) -> dict[str, Any]:
-    """What the newer options of a built-in architecture are where a run or a file, written before
-    they were there, does not name them."""
+    """The newer options of a built-in architecture, with their values in runs and files that were
+    written before they existed."""
     if arch not in cnn_arch.variants():  # a user's own
         return {}
     return {o: ADDED[f"model.{o}"] for o in cnn_arch.options(arch) if f"model.{o}" in ADDED}

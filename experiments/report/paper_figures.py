@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import flatten
 from experiments.papers.measured import RowResult, TableResult, overlap
 from experiments.papers.table import HEADS, Column
 from experiments.report.figures import (
@@ -269,8 +268,7 @@ def curve_runs(results: Sequence[TableResult]) -> list[tuple[TableResult, RunRes
 
 def _net(run: RunResult) -> str:
     """A text that all seeds of a net have in common, and no other net has."""
-    config = flatten(run.run["config"])
-    settings = {key: value for key, value in config.items() if key != "seed"}
+    settings = {key: value for key, value in run.settings.items() if key != "seed"}
     seeded = run.run.get("seed_from") or {}
     settings |= {"seeding.run": seeded.get("row"), "data": run.run.get("data")}
     return json.dumps(settings, sort_keys=True, default=str)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import flatten
+from experiments.config import flatten, older_options
 from experiments.config.keys import EXECUTION
 from experiments.runs.runs import AVERAGED, Run, error_of
 from experiments.statistics import ErrorRate, SeedSummary, error_rate, over_seeds
@@ -68,6 +68,13 @@ class RunResult:
                 joined = (previous * values[-2] + last * values[-1]) / (previous + last)
                 steps, values = np.delete(steps, -2), np.append(values[:-2], joined)
         return steps * (self.result["epochs"] / max(self.result["steps"], 1)), values
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The flat config, with what newer options were in runs that do not name them."""
+        config = flatten(self.run.get("config") or {})
+        older = older_options(config.get("model.arch", ""))
+        return {**{f"model.{option}": value for option, value in older.items()}, **config}
 
     @property
     def boxes(self) -> bool:
@@ -179,7 +186,7 @@ class RowResult:
     def settings(self) -> dict[str, Any]:
         """A measured row's flat config and data, without the keys that only seed or execute it."""
         run = next(iter(self.runs.values()))
-        flat = flatten(run.run.get("config") or {}) | {DATA: run.run.get("data")}
+        flat = run.settings | {DATA: run.run.get("data")}
         return {key: value for key, value in flat.items() if _is_setting(key)}
 
     @cached_property

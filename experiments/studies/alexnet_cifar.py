@@ -7,20 +7,21 @@ The argument is the profile; `paper` and `cifar` are the same. `LRN` and `no LRN
 nets; `relu` and `tanh` are Figure 1's, without regularisation of any kind, each at several rates.
 
 The paper leaves the nets to the files published with cuda-convnet, layers-conv-local-11pct and
--13pct, and this study leaves to layer-params-conv-local-11pct how they are trained: batches of 128,
-momentum 0.9 with the rate inside the velocity, rate 0.001 and twice that for biases, divided by ten
-twice, each time for ten epochs at the end; weight decay 0.004 of the locally connected and the
-fully connected layers; first weights a hundred times smaller in conv1, which sees pixels of 0 to
-255; random 24 crops of the 32 pixels, mirrors, the per-pixel mean taken off; tested on ten crops.
-The file's 300 epochs on 40,000 images and 150 on all are as many steps as our 390 on all.
+-13pct. This study also trains them as layer-params-conv-local-11pct says. Batches have 128 images,
+random crops of 24 of the 32 pixels and their mirrors, less the per-pixel mean. Momentum is 0.9,
+with the rate inside the velocity. The rate is 0.001, twice that for biases, and divided by ten for
+the last twenty and again for the last ten epochs. Weight decay, 0.004, is of the locally connected
+and the fully connected layers. The first weights of conv1, which sees pixels of 0 to 255, are a
+hundred times smaller. The file's 300 epochs on 40,000 images and 150 on all are as many steps as
+our 390 on all. Tests are on ten crops.
 
-What the paper leaves open of Figure 1: that its nets are these, without normalisation, is an
-assumption, and so are one rate for all values, and N(0, 0.01^2) in conv1 too. Their rates were
-"chosen independently to make training as fast as possible", and are not printed: here each net is
-trained at each of several rates until its training error over a tenth of an epoch is below 25%, for
-60 epochs at most, and the one that is there first counts. What another rate has outrun can't be the
-first any more: `table` interrupts its training, and does not take it up again. The nets see whole
-images, scaled to the crop: no crops either.
+Figure 1 leaves its nets open. They are assumed to be these, without normalisation, with one rate
+for all values, and to start from N(0, 0.01^2) in conv1 too. Their rates were "chosen independently
+to make training as fast as possible", and are not printed: here each net is trained at each of
+several rates until its training error over a tenth of an epoch is below 25%, for 60 epochs at most,
+and the one that is there first counts. What another rate has outrun can't be the first any more:
+`table` interrupts its training, and does not take it up again. The nets see whole images, scaled to
+the crop: no crops either.
 
 Inputs are as in the rest of the paper: less their mean, and not divided. `divided` is our own
 addition: the same nets on inputs that are divided by their deviation, where tanh is much faster.

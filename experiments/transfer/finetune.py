@@ -94,7 +94,10 @@ def config_of(subject: Extractor, tuning: Tuning) -> ConfigDict:
     config.schedule.update(kind="cosine", lr=0.01)
     if tuning.first == HEAD:  # so that what the last layer sees can be computed once
         config.data.update(mirror=False, holdout=0.0)
-        config.model.update({key: 0.0 for key in DROPOUTS if key in config.model})
+        if config.model.get("inverted_dropout", True):
+            config.model.update({key: 0.0 for key in DROPOUTS if key in config.model})
+        else:  # what is not dropped is scaled
+            config.train.dropout = False
     n = int((collection.parts != TEST).sum())
     config.train.update(batch_size=min(32, max(1, n // 4)), epochs=20.0)
     config.train.loss = "network" if collection.targets is None else "binary"

@@ -427,6 +427,7 @@ def _check(job: Job, seeding_run: runs.Run | None) -> None:
         return
     if _copies_classifier(net, job):
         _check_classes(job, name, class_names)
+    _check_dropout(job, name, net)
     is_size_known = job.data.stored is not None or is_streamed(job.config.data.name)
     if configs.inherits(job.config) and is_size_known:
         data.inherited(prep, job.config, job.data.channels, job.data.stored)
@@ -454,6 +455,18 @@ def _copies_classifier(shallow: Net, job: Job) -> bool:
             f"{error} These are networks of {shallow.classes} and {job.data.classes} classes; with "
             "seeding.classifier=fresh only the layers before the last one are copied"
         ) from None
+
+
+def _check_dropout(job: Job, seeded_by: str, shallow: Net) -> None:
+    """Raises ConfigError where copied weights expect inputs that dropout scales otherwise."""
+    key = "inverted_dropout"
+    theirs, own = dict(shallow.model), dict(job.net.model)
+    drops = any(model.get(rate) for model in (theirs, own) for rate in ("dropout", "head_dropout"))
+    if drops and key in theirs and key in own and theirs[key] != own[key]:
+        raise configs.ConfigError(
+            f"{seeded_by}, which seeds it, has model.{key}={theirs[key]}, and with {own[key]} its "
+            f"weights compute something else; add --set model.{key}={theirs[key]}"
+        )
 
 
 def _check_classes(job: Job, seeded_by: str, theirs: Sequence[str]) -> None:

@@ -145,6 +145,26 @@ def test_of_a_softmax_they_begin_with_p_1_minus_p():
     np.testing.assert_allclose(diagonal["output/bias"], share * (1 - share), rtol=1e-3, atol=1e-7)
 
 
+def test_dropout_that_halves_its_values_is_inverted_dropout_of_halved_weights():
+    options = {"image_size": 63, "classes": 3, "width": 1 / 24, "lrn": "none", "init": "he"}
+    net, inverted = (
+        cnn_arch.create("alexnet:one_gpu", rngs=nnx.Rngs(0), inverted_dropout=value, **options)
+        for value in (False, True)
+    )
+    halved = ("fc7/kernel", "fc8/kernel")
+    for name in halved:
+        kernel = getattr(inverted, name.split("/")[0]).kernel
+        kernel.set_value(kernel.get_value() / 2)
+    x, targets = normal(2, 63, 63, 3).astype(np.float32), np.eye(3)[[0, 2]]
+    ours, theirs = (curvatures(n, jnp.asarray(x), jnp.asarray(targets)) for n in (net, inverted))
+    np.testing.assert_allclose(logits_of(net, x), logits_of(inverted, x), rtol=1e-5)
+    for name, values in ours.items():
+        factor = 4 if name in halved else 1  # by a weight that is half as large
+        scale = np.abs(values).max()
+        assert scale > 0, name
+        np.testing.assert_allclose(theirs[name] / scale, factor * values / scale, atol=1e-5)
+
+
 def test_networks_with_other_layers_are_refused():
     curvature.check("lenet5:original")
     curvature.check("vgg:A", image_size=32, classes=10, width=0.125)

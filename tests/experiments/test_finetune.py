@@ -112,6 +112,27 @@ def test_what_the_run_and_the_data_say_is_not_overridden(run, arrays, key):
         tuned(run, arrays, finetune.ALL, **{key.replace(".", "__"): "x"})
 
 
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_last_layer_that_learns_alone_sees_what_tests_see(inverted, arrays, folder):
+    net = cnn_arch.create(
+        "nin:cifar10", rngs=nnx.Rngs(0), width=1 / 16, init="he", inverted_dropout=inverted
+    )
+    file = folder / f"nin-{inverted}.npz"
+    weight_files.write(file, pretrained.export(net, "cnn-depth"))
+    options = {"width": 1 / 16, "inverted_dropout": inverted}
+    run = weights.import_run(file, "nin:cifar10", folder, options=options, mean=[128.0], std=[64.0])
+    config = tuned(run, arrays, finetune.HEAD)
+    skeletons = [network.skeleton(config, 10, 3, train=train) for train in (True, False)]
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    values = flat_state(nnx.state(net))
+    training, testing = (s.merge(values, {})(jnp.asarray(x)) for s in skeletons)
+    net.eval()
+    expected = net(jnp.asarray(x))
+    assert np.ptp(expected) > 0
+    np.testing.assert_array_equal(training, testing)
+    np.testing.assert_allclose(testing, expected, rtol=1e-5)
+
+
 def test_layers_before_the_first_stay_as_they_are(run, arrays):
     assert tuned(run, arrays, "stage2").optimizer.freeze == ("conv1/*", "stage1/*")
     config = tuned(run, arrays, "stage3")

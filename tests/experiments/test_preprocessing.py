@@ -81,6 +81,16 @@ def seeded(donor, path, **overrides):
     return job.run
 
 
+def test_a_run_with_the_other_kind_of_dropout_is_no_seed(folder, tmp_path):
+    """Whose weights expect inputs of another size."""
+    narrow = {"model__arch": "nin:cifar10", "model__width": 1 / 32, "model__init": "he"}
+    dark = folder / "dark.npz"
+    run = trained(small(dark, model__inverted_dropout=True, **narrow), tmp_path)
+    with pytest.raises(configs.ConfigError, match=r"add --set model.inverted_dropout=True"):
+        seeded(run, dark, **narrow, seed=1)
+    assert seeded(run, dark, model__inverted_dropout=True, **narrow, seed=1).id != run.id
+
+
 def train_images(path):
     with np.load(path) as file:
         return file["train_images"].astype(np.float64)

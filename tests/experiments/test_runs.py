@@ -5,12 +5,13 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from experiments import config as configs
 from experiments.config import keys
-from experiments.runs import names, runs, state
+from experiments.runs import names, results, runs, state
 
 
 def of(arch):
@@ -59,15 +60,34 @@ def test_keys_that_were_added_later_leave_identities_as_they_were(arch, options,
     assert runs.identity(older, "data") == now != runs.identity(config, "data")
 
 
-@pytest.mark.parametrize("arch", ["nin:cifar10", "alexnet:two_gpu"])
-def test_a_run_from_before_there_was_another_dropout_keeps_its_own(arch):
-    config = configs.override(of(arch), {"model.inverted_dropout": True}, "test")
+@pytest.mark.parametrize(
+    ("arch", "option", "older", "other"),
+    [
+        ("nin:cifar10", "inverted_dropout", True, False),
+        ("alexnet:two_gpu", "inverted_dropout", True, False),
+        ("alexnet:cifar", "first_scale", 1.0, 0.01),
+    ],
+)
+def test_a_run_from_before_there_was_an_option_is_what_it_was(arch, option, older, other):
+    config, another = (
+        configs.override(of(arch), {f"model.{option}": value}, "test") for value in (older, other)
+    )
     saved = json.loads(json.dumps(config.to_dict()))
-    del saved["model"]["inverted_dropout"]
+    del saved["model"][option]
     read = configs.from_json(saved)
-    assert read.model.inverted_dropout is True
+    assert read.model[option] == older
+    result = results.RunResult(Path(), {"config": saved}, {}, [], None)
+    assert result.settings[f"model.{option}"] == older
     assert runs.identity(read, "data") == runs.identity(config, "data")
-    assert runs.identity(of(arch), "data") != runs.identity(config, "data")  # its paper's
+    assert runs.identity(another, "data") != runs.identity(config, "data")
+
+
+def test_a_key_says_which_value_older_runs_had():
+    counts = {
+        arch: configs.network_keys(arch)["model.inverted_dropout"].counts
+        for arch in ("nin:cifar10", "alexnet:caffenet")
+    }
+    assert counts == {"nin:cifar10": "yes", "alexnet:caffenet": "yes, where not the default"}
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,24 @@ def test_a_cifar_vgg_is_imported_and_keeps_its_hidden_units_in_our_own_files(
     np.testing.assert_array_equal(again(x), model(x))
 
 
+def test_a_file_from_before_there_was_another_dropout_keeps_its_own(tmp_path):
+    net = random_network("nin:cifar10", width=1 / 16, inverted_dropout=True)
+    path, own = tmp_path / "nin.npz", tmp_path / "own.npz"
+    weight_files.write(path, pretrained.export(net, "cnn-depth"))
+    options = {"width": 1 / 16, "inverted_dropout": True}
+    run = weights.import_run(path, "nin:cifar10", tmp_path, options=options, mean=[0.0], std=[64.0])
+    weights.export_run(run, own, "cnn-depth")
+    tensors = weight_files.read(own)
+    header = json.loads(tensors[weights.HEADER].astype(np.uint8).tobytes())
+    assert header["options"].pop("inverted_dropout") is True
+    tensors[weights.HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    weight_files.write(own, tensors)
+    again = weights.import_run(own, None, tmp_path / "again")
+    assert again.config().model.inverted_dropout is True
+    x = images(3)
+    np.testing.assert_array_equal(classifier.load(again.folder)(x), classifier.load(run.folder)(x))
+
+
 def test_cifar_100s_networks_see_its_images_and_other_numbers_of_classes_ask(tmp_path):
     for classes, names in ((10, weights.CIFAR10_CLASSES), (100, tuple(map(str, range(100))))):
         net = random_network("cifar_resnet:8", shortcut="B", classes=classes)

@@ -4,8 +4,8 @@ A tiny data set with the features of CIFAR-10 is written with TFDS's own tools (
 PNG bytes, since TFDS encodes arrays with TensorFlow) and read under the name of the real one.
 """
 
+import contextlib
 import hashlib
-import http.server
 import importlib.util
 import io
 import json
@@ -150,34 +150,75 @@ def test_only_sets_that_are_not_prepared_must_be_downloaded(prepared, tmp_path):
     assert not must_be_downloaded("tfds:no_such_set")  # opening it says so
 
 
-def test_a_server_that_can_not_be_reached_is_told_at_once(tmp_path, monkeypatch):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/set.tar.gz"
-        monkeypatch.setattr(tfds.builder_cls("cifar10"), "url_infos", {url: None})
-        monkeypatch.setattr(
-            tfds.builder_cls("cifar10"), "download_and_prepare", lambda self: pytest.fail("asked")
-        )
-        (tmp_path / "downloads/cifar10/set.tmp.0123").mkdir(parents=True)  # of an earlier attempt
-        with pytest.raises(DataError, match=r"127\.0\.0\.1 can't be reached \(.*refused"):
-            load("cifar10", path=tmp_path)
-
-
-def test_a_server_that_answers_anything_is_left_to_tfds(tmp_path, monkeypatch):
-    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    monkeypatch.setattr(server.RequestHandlerClass, "log_message", lambda *_: None)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    urls = {f"http://127.0.0.1:{server.server_port}/set.tar.gz": None}
-    asked = []
-    monkeypatch.setattr(tfds.builder_cls("cifar10"), "url_infos", urls)
+@pytest.fixture
+def asked(monkeypatch):
+    """What TFDS was asked to download, which it can't."""
+    names = []
 
     def prepare(builder):
-        asked.append(builder.name)
+        names.append(builder.name)
         raise OSError("no more")
 
     monkeypatch.setattr(tfds.builder_cls("cifar10"), "download_and_prepare", prepare)
-    with pytest.raises(DataError, match="no more"):
-        load("cifar10", path=tmp_path)
-    server.shutdown()
-    server.server_close()
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return names
+
+
+def files_at(monkeypatch, *addresses):
+    urls = {f"http://{address}/set-{i}.tar.gz": None for i, address in enumerate(addresses)}
+    monkeypatch.setattr(tfds.builder_cls("cifar10"), "url_infos", urls)
+
+
+@contextlib.contextmanager
+def refusing():
+    """An address that refuses connections."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{unused.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def answering(answer):
+    """An address that answers each connection with these bytes, and ends it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_servers_that_can_not_be_reached_are_told_at_once(tmp_path, monkeypatch, asked):
+    (tmp_path / "downloads/cifar10/set.tar.gz.tmp.0123").mkdir(parents=True)  # of earlier attempts
+    (tmp_path / "downloads/cifar10/set.tar.gz.tmp.0123/set.tar.gz").touch()
+    with refusing() as first, refusing() as second:
+        files_at(monkeypatch, first, second)
+        with pytest.raises(DataError, match=r"(127\.0\.0\.1 can't be reached \(.*refused.*){2}"):
+            load("cifar10", path=tmp_path)
+    assert asked == []
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 404 Not Found\r\n\r\n", b"what?\r\n", b""])
+def test_a_server_that_answers_anything_is_left_to_tfds(answer, tmp_path, monkeypatch, asked):
+    with refusing() as first, answering(answer) as second:
+        files_at(monkeypatch, first, second)
+        with pytest.raises(DataError, match="no more"):
+            load("cifar10", path=tmp_path)
+    assert asked == ["cifar10"]
+
+
+def test_files_that_were_downloaded_need_no_server(tmp_path, monkeypatch, asked):
+    (tmp_path / "downloads/cifar10").mkdir(parents=True)
+    (tmp_path / "downloads/cifar10/set.tar.gz").touch()
+    with refusing() as address:
+        files_at(monkeypatch, address)
+        with pytest.raises(DataError, match="no more"):
+            load("cifar10", path=tmp_path)
     assert asked == ["cifar10"]
