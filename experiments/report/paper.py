@@ -8,6 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from experiments.papers import recipe
 from experiments.papers.measured import RowResult, TableResult
 from experiments.papers.table import Column as PaperColumn
 from experiments.papers.table import Count
@@ -58,17 +59,19 @@ def table(result: TableResult) -> Table:
 def document(result: TableResult) -> dict[str, Any]:
     """Everything about a table that is shown anywhere."""
     table = result.table
+    runs = [run for row in result.rows for run in row.runs]
     return {
         "table": table.name,
         "title": table.title,
         "profile": result.profile,
+        "papers_recipe": result.profile == "paper" or all(map(recipe.is_papers, runs)),
         "about": result.about,
         "dataset": table.dataset,
         "columns": [asdict(column) for column in table.columns],
         "rows": [_row(row, table.columns) for row in result.rows],
         "agreement": {key: asdict(tau) for key, tau in result.agreement.items()},
         "notes": list(table.notes),
-        "runs": {run.folder.name: provenance(run) for row in result.rows for run in row.runs},
+        "runs": {run.folder.name: provenance(run) for run in runs},
     }
 
 
@@ -265,6 +268,11 @@ def _caveat(table: Mapping[str, Any]) -> str:
     """What a table that wasn't measured as the paper measured it can't say."""
     if table["profile"] == "paper" or not _trained(table) or not _figures(table, "measured"):
         return ""
+    if table["papers_recipe"]:
+        return (
+            f"These runs of the profile {table['profile']} have the paper's recipe. Whether their "
+            f"images are those of {table['dataset']} is not checked."
+        )
     return (
         f"The profile {table['profile']} is another experiment than the paper's: it says nothing "
         "about whether the printed figures are right."

@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import importlib
+import json
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from experiments import config as configs
 from experiments import data as data_lib
 from experiments import papers
 from experiments.config.profiles import PROFILES
+from experiments.papers import recipe
 from experiments.papers.table import (
     FOLDER,
     HEADS,
@@ -24,6 +27,7 @@ from experiments.papers.table import (
     Error,
     Transferred,
 )
+from experiments.runs.results import RunResult
 from experiments.testing import protocols
 from experiments.training import optimizer
 from input_pipeline import crops
@@ -438,6 +442,30 @@ def test_rates_of_the_older_papers_are_theirs():
     np.testing.assert_allclose(dan_rates, [1e-3, 1e-3 * 0.993**100, 3e-5], rtol=0.1)
     lenet = rates(resolved("lenet", "paper", "LeNet-5"), (0, 2, 19))
     np.testing.assert_allclose(np.divide(lenet, lenet[0]), [1, 2 / 5, 1 / 50], rtol=0.3)
+
+
+@pytest.mark.parametrize(
+    ("profile", "changes", "same"),
+    [
+        ("cifar", {"data.name": "npz", "data.path": "images.npz", "seed": 3}, True),
+        ("cifar", {"train.steps_per_dispatch": 4}, True),
+        ("cifar", {"train.steps": 300}, False),
+        ("cifar", {"data.holdout": 0.1}, False),
+        ("demo", {}, False),
+    ],
+)
+def test_a_run_has_the_papers_recipe_just_where_its_config_does(profile, changes, same):
+    definition = study("cifar_resnet", profile)
+    (row,) = [row for row in definition.rows if row.name == "resnet-20"]
+    config = definition.config_of(row, changes)
+    content = {"config": json.loads(json.dumps(config.to_dict())), "row": row.name}
+
+    def run(**others):
+        return RunResult(Path(), {**content, "study": definition.name, **others}, {}, [], None)
+
+    assert recipe.is_papers(run()) is same
+    assert not recipe.is_papers(run(row="resnet-32"))
+    assert not recipe.is_papers(run(study="another"))
 
 
 @pytest.mark.parametrize("row", ["LRN", "no LRN"])
