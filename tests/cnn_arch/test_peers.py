@@ -367,7 +367,7 @@ GRAPHS = {
     "light_bvlc_alexnet": (
         "alexnet:two_gpu",
         alexnet_names,
-        {"image_size": 227, "padding": 0, "lrn": "caffe"},
+        {"image_size": 227, "padding": 0, "lrn": "caffe", "inverted_dropout": True},
     ),
     "light_vgg19": ("vgg:E", vgg19_names, {}),
     "light_resnet50": ("resnet:50", resnet50_names, {"stride_in": "3x3"}),
