@@ -53,7 +53,8 @@ The rows of other sets of small images were trained on CIFAR-10 too. Chance is 9
 
 Two rows stay at chance. The error of plain-110 is above 60% in the paper, too, and `relu 0.03` has
 the largest rate of a grid. Nets of `nin` are trained at their own width: at a half of it, with the
-rate 0.1, all maps of classes are zero for good after 400 steps.""",
+rate 0.1, all maps of classes are zero for good after 400 steps. The row of `nin` that is listed has
+only begun to leave chance.""",
     "folder": """\
 600 photographs of 10 classes of ImageNet, tested on 200. Chance is 90%. So few are hard to learn
 from: VGG's rows A 256 and E 256 stay at chance.""",
