@@ -64,7 +64,7 @@ def document(result: TableResult) -> dict[str, Any]:
         "table": table.name,
         "title": table.title,
         "profile": result.profile,
-        "papers_recipe": result.profile == "paper" or all(map(recipe.is_papers, runs)),
+        "papers_recipe": bool(runs) and all(map(recipe.is_papers, runs)),
         "about": result.about,
         "dataset": table.dataset,
         "columns": [asdict(column) for column in table.columns],
